@@ -1,0 +1,72 @@
+#include "philox.h"
+
+#include <algorithm>
+
+// One build serves every x86-64 CPU: the loader picks the widest of these at run time.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define FASTBERT_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FASTBERT_CLONES
+#endif
+
+namespace fastbert {
+namespace {
+
+constexpr int kBlocks = 64;  // counters computed side by side, so that the compiler vectorises across them
+
+// Mask bytes 16 i ... 16 i + 15 from counter (first_block + i, row, head, stream), i < blocks; threshold < 256.
+FASTBERT_CLONES
+void keep_blocks(std::uint8_t (&mask)[16 * kBlocks], int blocks, std::uint32_t first_block, std::uint32_t row, std::uint32_t head,
+                 std::uint32_t stream, std::uint64_t seed, std::uint8_t threshold) {
+  std::uint32_t words[4][kBlocks];
+  for (int i = 0; i < blocks; ++i) {
+    std::uint32_t c0 = first_block + static_cast<std::uint32_t>(i), c1 = row, c2 = head, c3 = stream;
+    std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const std::uint64_t product0 = static_cast<std::uint64_t>(c0) * 0xD2511F53u;
+      const std::uint64_t product1 = static_cast<std::uint64_t>(c2) * 0xCD9E8D57u;
+      c0 = static_cast<std::uint32_t>(product1 >> 32) ^ c1 ^ k0;
+      c1 = static_cast<std::uint32_t>(product1);
+      c2 = static_cast<std::uint32_t>(product0 >> 32) ^ c3 ^ k1;
+      c3 = static_cast<std::uint32_t>(product0);
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    words[0][i] = c0;
+    words[1][i] = c1;
+    words[2][i] = c2;
+    words[3][i] = c3;
+  }
+  std::uint32_t random[4 * kBlocks];
+  for (int i = 0; i < blocks; ++i) {
+    for (int word = 0; word < 4; ++word) random[4 * i + word] = words[word][i];
+  }
+  // Byte b of a word is bits 8 b ... 8 b + 7: memory order on every little-endian machine.
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(random);
+  for (int i = 0; i < 16 * blocks; ++i) mask[i] = bytes[i] >= threshold;
+}
+
+}  // namespace
+
+void keep_mask(std::uint8_t* mask, std::int64_t heads, std::int64_t first_row, std::int64_t rows, std::int64_t cols,
+               std::uint32_t threshold, std::uint64_t seed, std::uint32_t stream) {
+  if (threshold > 255) {
+    std::fill_n(mask, heads * rows * cols, std::uint8_t{0});
+    return;
+  }
+  std::uint8_t kept[16 * kBlocks];
+  for (std::int64_t head = 0; head < heads; ++head) {
+    for (std::int64_t row = 0; row < rows; ++row, mask += cols) {
+      for (std::int64_t start = 0; start < cols; start += 16 * kBlocks) {
+        const std::int64_t count = std::min<std::int64_t>(cols - start, 16 * kBlocks);
+        keep_blocks(kept, static_cast<int>((count + 15) / 16), static_cast<std::uint32_t>(start / 16),
+                    static_cast<std::uint32_t>(first_row + row), static_cast<std::uint32_t>(head), stream, seed,
+                    static_cast<std::uint8_t>(threshold));
+        std::copy_n(kept, count, mask + start);
+      }
+    }
+  }
+}
+
+}  // namespace fastbert

@@ -1,0 +1,56 @@
+"""The `fastbert::` operator namespace. PyTorch's dispatcher is our only backend registry."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton.knobs
+from torch._ops import OpOverload
+
+_LIB = torch.library.Library("fastbert", "FRAGMENT")
+_SIDES: dict[str, dict[str, Callable[..., Any]]] = {}
+
+
+def define(
+    schema: str,
+    *,
+    cuda: Callable[..., Any],
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> OpOverload:
+    """Register one operator and return it, callable.
+
+    `cuda` launches Triton, `cpu` is the reference or PyTorch's own fused CPU kernel, `fake` computes only shapes
+    and dtypes, `setup_context` and `backward` are its autograd formula. An operator without a formula raises when
+    gradients are asked for (that is what a second derivative meets).
+    Under TRITON_INTERPRET=1 the Triton launcher also serves CPU tensors, so the very same
+    tests exercise the kernels on a machine without a GPU.
+    """
+    name = schema.partition("(")[0]
+    _SIDES[name] = {"cuda": cuda, "cpu": cuda if triton.knobs.runtime.interpret else cpu}
+    _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIB.impl(name, cuda, "CUDA")
+    _LIB.impl(name, _SIDES[name]["cpu"], "CPU")
+    torch.library.register_fake(f"fastbert::{name}", fake, lib=_LIB)
+
+    def no_derivative(*_: Any) -> Any:
+        raise NotImplementedError(f"fastbert::{name} has no derivative: fastbert computes first derivatives only")
+
+    torch.library.register_autograd(
+        f"fastbert::{name}", backward or no_derivative, setup_context=setup_context, lib=_LIB
+    )
+    op: OpOverload = getattr(torch.ops.fastbert, name).default
+    return op
+
+
+def backends(device: str) -> dict[str, str]:
+    """For each operator, what serves it on "cpu" or "cuda"."""
+    return {name: _describe(sides[device]) for name, sides in sorted(_SIDES.items()) if device in sides}
+
+
+def _describe(side: Callable[..., Any]) -> str:
+    if side.__module__ == "fastbert.reference":
+        return "plain PyTorch (the reference)"
+    return "Triton" if side.__name__.startswith("_launch") else "PyTorch's CPU kernels"

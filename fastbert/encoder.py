@@ -1,0 +1,220 @@
+"""BERT's encoder on packed tokens: embeddings, self-attention, feed-forward, each from a model's own leaf modules.
+
+Reads like the paper (Devlin et al. 2018, https://arxiv.org/abs/1810.04805) and knows neither backend nor family: the
+families say which of their modules play which part. A leaf's parameters are read only where it is PyTorch's own
+module, untouched; a leaf that somebody replaced or hooked (LoRA, quantisation, offloading) is called instead.
+
+Dimension key:  T packed tokens   N features   H heads   D head size
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from fastbert import functional
+from fastbert.packing import Packing
+
+
+class Run(NamedTuple):
+    """What every layer of one forward pass needs.
+
+    Attributes:
+        packing: where sequences start and end.
+        seed: () int64, of this pass's dropout masks; None where nothing is dropped.
+    """
+
+    packing: Packing
+    seed: Tensor | None
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether reading the module's parameters is the same as calling it."""
+    return (
+        type(module) is kind
+        and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and all(type(p) in (nn.Parameter, Tensor) for p in module._parameters.values() if p is not None)
+    )
+
+
+def why_not_plain(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Why a leaf module is called instead of fused, or None: for people."""
+    if is_plain(module, kind):
+        return None
+    return f"{type(module).__name__} is called" + (", it is hooked or wrapped" if type(module) is kind else "")
+
+
+def why_not_gelu(dense: nn.Module, activation: nn.Module) -> str | None:
+    """Why `linear_activation` cannot be one operator, or None: for people."""
+    if gelu_form(activation) is None:
+        return f"{type(activation).__name__} is no GELU"
+    return why_not_plain(dense, nn.Linear)
+
+
+def gelu_form(activation: object) -> str | None:
+    """ "none" (erf) or "tanh" for an activation that is a GELU, None for another one."""
+    return next((form for kind, form in _GELU_FORMS.items() if type(activation) is kind), None)
+
+
+_GELU_FORMS = {
+    type(ACT2FN["gelu"]): "none",
+    nn.GELU: "none",
+    type(ACT2FN["gelu_new"]): "tanh",
+    type(ACT2FN["gelu_pytorch_tanh"]): "tanh",
+}
+
+
+def dropout_p(dropout: nn.Module) -> float:
+    """The probability that a dropout module applies now."""
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
+
+def embed(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word: nn.Module | Tensor,
+    position: nn.Module,
+    token_type: nn.Module,
+    norm: nn.Module,
+    dropout: nn.Module,
+    run: Run,
+    stream: int = 0,
+) -> Tensor:
+    """dropout(LayerNorm(word + token type + position)).
+
+    Args:
+        input_ids, position_ids, token_type_ids: (T,) int64.
+        word: the word table's module, or a (V, N) table of vectors.
+
+    Returns:
+        (T, N)
+    """
+    padding_idx = word.padding_idx if isinstance(word, nn.Module) and _is_plain_table(word) else None
+    (input_ids, words), (position_ids, positions), (token_type_ids, token_types) = (
+        _rows(ids, table) for ids, table in ((input_ids, word), (position_ids, position), (token_type_ids, token_type))
+    )
+    p = dropout_p(dropout)
+    if not is_plain(norm, nn.LayerNorm):
+        h_TN = words[input_ids] + token_types[token_type_ids] + positions[position_ids]
+        return F.dropout(norm(h_TN), p)
+    return functional.embedding(
+        input_ids,
+        position_ids,
+        token_type_ids,
+        words,
+        positions,
+        token_types,
+        norm.weight,
+        norm.bias,
+        eps=norm.eps,
+        padding_idx=padding_idx,
+        dropout_p=p,
+        seed=run.seed,
+        stream=stream,
+    )
+
+
+def _is_plain_table(module: nn.Module) -> bool:
+    return is_plain(module, nn.Embedding) and module.max_norm is None and not module.sparse
+
+
+def _rows(ids: Tensor, table: nn.Module | Tensor) -> tuple[Tensor, Tensor]:
+    """The ids, and the table to look them up in; where a module must be called, its output is the table."""
+    if isinstance(table, Tensor):
+        return ids, table
+    if _is_plain_table(table):
+        return ids, table.weight
+    return torch.arange(ids.shape[0], device=ids.device), table(ids)
+
+
+def self_attention(
+    hidden_TN: Tensor,
+    query: nn.Module,
+    key: nn.Module,
+    value: nn.Module,
+    head_dim: int,
+    dropout: nn.Module,
+    run: Run,
+    stream: int,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """softmax(q k^T) v within each sequence, all heads side by side. (T, N) to (T, H D)."""
+    q_THD, k_THD, v_THD = (
+        projection(hidden_TN).unflatten(-1, (-1, head_dim)) for projection in (query, key, value)
+    )
+    o_THD = functional.attention(
+        q_THD,
+        k_THD,
+        v_THD,
+        run.packing.cu_seqlens,
+        run.packing.max_seqlen,
+        scale=scale,
+        causal=causal,
+        dropout_p=dropout_p(dropout),
+        seed=run.seed,
+        stream=stream,
+    )
+    return o_THD.flatten(1)
+
+
+def project_and_add(
+    x: Tensor, dense: nn.Module, dropout: nn.Module, norm: nn.Module, residual_TN: Tensor, run: Run, stream: int
+) -> Tensor:
+    """LayerNorm(dropout(dense(x)) + residual), the end of both halves of a layer."""
+    p = dropout_p(dropout)
+    if not is_plain(norm, nn.LayerNorm):
+        return norm(F.dropout(dense(x), p) + residual_TN)
+    fuse_bias = is_plain(dense, nn.Linear)
+    return functional.layer_norm(
+        F.linear(x, dense.weight) if fuse_bias else dense(x),
+        norm.weight,
+        norm.bias,
+        residual=residual_TN,
+        x_bias=dense.bias if fuse_bias else None,
+        eps=norm.eps,
+        dropout_p=p,
+        seed=run.seed,
+        stream=stream,
+    )
+
+
+def linear_activation(x: Tensor, dense: nn.Module, activation: nn.Module) -> Tensor:
+    """activation(dense(x)), in one operator where that is a GELU."""
+    form = gelu_form(activation)
+    if form is None or dense.bias is None or not is_plain(dense, nn.Linear):
+        return activation(dense(x))
+    return functional.linear_gelu(x, dense.weight, dense.bias, approximate=form)
+
+
+def run_layers(
+    hidden_TN: Tensor, layers: nn.ModuleList, run: Run, wanted: set[int]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """All layers, one after the other.
+
+    A hidden state that the user wants is padded again on its way from one layer to the next, so that the
+    gradients of the loss with respect to it exist (`retain_grad`).
+
+    Args:
+        layers: each takes and returns packed hidden states.
+        wanted: which of the layers + 1 hidden states to return.
+
+    Returns:
+        The last hidden state, packed, and the wanted ones as (B, L, N), None between them.
+    """
+    hidden_states: list[Tensor | None] = []
+    for i in range(len(layers) + 1):
+        if i > 0:
+            hidden_TN = layers[i - 1](hidden_TN, run=run, stream=3 * i - 2)
+        padded = None
+        if i in wanted:
+            padded = run.packing.unpack(hidden_TN)
+            hidden_TN = run.packing.pack(padded)
+        hidden_states.append(padded)
+    return hidden_TN, tuple(hidden_states)

@@ -1,0 +1,207 @@
+"""What a user passes to an encoder: checked, and packed.
+
+Shapes, dtypes and devices are always checked. Values (ids out of range, positions that restart) are checked where
+that costs no synchronisation of its own: on a CPU always; on a GPU in calls with a 2-D attention_mask, which read two
+numbers back anyway, and everywhere with FASTBERT_DEBUG=1 in the environment. Not while torch.compile traces.
+
+Dimension key:  B batch   L padded length   T packed tokens   N features
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastbert.packing import Packing
+
+DEBUG = os.environ.get("FASTBERT_DEBUG", "0") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The sizes of a model's embedding tables, and where they lie."""
+
+    vocab_size: int
+    type_vocab_size: int
+    max_position_embeddings: int
+    hidden_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A batch, packed.
+
+    Attributes:
+        input_ids, position_ids, token_type_ids: (T,) int64.  With inputs_embeds, input_ids are rows of those.
+        inputs_embeds: (B L, N), or None.
+    """
+
+    packing: Packing
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor
+    inputs_embeds: Tensor | None
+
+
+def rectangle(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+    """(B, L) of a batch.
+
+    Raises:
+        ValueError: if not exactly one of both is given, or it is empty or of a wrong shape or dtype.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+    if input_ids is not None:
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids must be (batch, length), but is {tuple(input_ids.shape)}")
+        if input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"input_ids must be int64 or int32, but is {input_ids.dtype}")
+        given, name = input_ids, "input_ids"
+    else:
+        assert inputs_embeds is not None
+        if inputs_embeds.ndim != 3 or not inputs_embeds.is_floating_point():
+            raise ValueError(
+                "inputs_embeds must be floating point (batch, length, hidden_size), but is "
+                f"{tuple(inputs_embeds.shape)} {inputs_embeds.dtype}"
+            )
+        given, name = inputs_embeds, "inputs_embeds"
+    B, L = given.shape[:2]
+    if B == 0 or L == 0:
+        raise ValueError(f"{name} is empty: {B} sequences of {L} tokens")
+    return B, L
+
+
+def prepare(
+    limits: Limits,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+) -> Inputs:
+    """Check a batch and pack it.
+
+    Args:
+        input_ids: (B, L), or inputs_embeds: (B, L, N).
+        attention_mask: (B, L), 0 where a token is padding.
+        token_type_ids, position_ids: (B, L) or (1, L).
+        cu_seqlens, max_seqlen: for a batch that comes packed, (1, T), without attention_mask.
+
+    Raises:
+        ValueError: naming the argument and the bound. TypeError: for an argument that is no tensor.
+    """
+    B, L = rectangle(input_ids, inputs_embeds)
+    given = {
+        "input_ids": input_ids,
+        "inputs_embeds": inputs_embeds,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+        "cu_seq_lens_q": cu_seqlens,
+    }
+    for name, t in given.items():
+        if t is not None and t.device != limits.device:
+            raise ValueError(f"{name} is on {t.device}, but the model on {limits.device}")
+    for name in ("token_type_ids", "position_ids"):
+        t = given[name]
+        if t is not None and (t.ndim != 2 or t.shape[1] != L or t.shape[0] not in (1, B)):
+            raise ValueError(f"{name} is {tuple(t.shape)}, not ({B}, {L}) as the batch")
+        if t is not None and t.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must be int64 or int32, but is {t.dtype}")
+    if attention_mask is not None and attention_mask.shape != (B, L):
+        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, not ({B}, {L}) as the batch")
+    if inputs_embeds is not None and inputs_embeds.shape[2] != limits.hidden_size:
+        raise ValueError(f"inputs_embeds has {inputs_embeds.shape[2]} features, but hidden_size is {limits.hidden_size}")
+
+    if cu_seqlens is not None:
+        packing = _packing_of_packed((B, L), cu_seqlens, max_seqlen, attention_mask)
+    elif attention_mask is None:
+        packing = Packing.full(B, L, limits.device)
+    else:
+        packing = _packing_from_mask(attention_mask)
+    if position_ids is None and packing.max_seqlen > limits.max_position_embeddings and cu_seqlens is not None:
+        raise ValueError(f"a sequence of {packing.max_seqlen} tokens, {_position_bound(limits)}")
+    if position_ids is None and cu_seqlens is None and limits.max_position_embeddings < L:
+        raise ValueError(f"the batch is {L} tokens long, {_position_bound(limits)}")
+
+    inputs = _pack(packing, (B, L), input_ids, token_type_ids, position_ids, inputs_embeds)
+    on_host = limits.device.type == "cpu" or attention_mask is not None or DEBUG
+    if on_host and not torch.compiler.is_compiling():
+        _check_values(inputs, limits, restart_is_wrong=position_ids is not None and cu_seqlens is None)
+    return inputs
+
+
+@torch.compiler.disable
+def _packing_from_mask(attention_mask: Tensor) -> Packing:
+    return Packing.from_mask(attention_mask)
+
+
+def _packing_of_packed(
+    shape: tuple[int, int], cu_seqlens: Tensor, max_seqlen: int | None, attention_mask: Tensor | None
+) -> Packing:
+    B, L = shape
+    if B != 1:
+        raise ValueError(f"with cu_seq_lens_q the batch must be one row of packed tokens, (1, T), but it has {B} rows")
+    if attention_mask is not None:
+        raise ValueError("attention_mask and cu_seq_lens_q exclude each other: a packed batch has no padding")
+    if max_seqlen is None:
+        max_seqlen = int(cu_seqlens.diff().max()) if cu_seqlens.numel() > 1 else 0
+    return Packing.from_cu_seqlens(cu_seqlens, int(max_seqlen), L)
+
+
+def _pack(
+    packing: Packing,
+    shape: tuple[int, int],
+    input_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+) -> Inputs:
+    B, L = shape
+    device = packing.cu_seqlens.device
+    if input_ids is not None:
+        packed_ids = packing.pack(input_ids).long()
+    else:
+        packed_ids = torch.arange(B * L, device=device) if packing.indices is None else packing.indices
+    return Inputs(
+        packing,
+        packed_ids,
+        packing.position_ids if position_ids is None else packing.pack(position_ids.expand(B, L)).long(),
+        torch.zeros_like(packed_ids) if token_type_ids is None else packing.pack(token_type_ids.expand(B, L)).long(),
+        None if inputs_embeds is None else inputs_embeds.reshape(B * L, -1),
+    )
+
+
+@torch.compiler.disable
+def _check_values(inputs: Inputs, limits: Limits, restart_is_wrong: bool) -> None:
+    """One synchronisation for all of them."""
+    positions = inputs.position_ids
+    if positions.shape[0] == 0:
+        return
+    named = {
+        "input_ids": (inputs.input_ids, limits.vocab_size, "vocab_size"),
+        "token_type_ids": (inputs.token_type_ids, limits.type_vocab_size, "type_vocab_size"),
+        "position_ids": (positions, limits.max_position_embeddings, "max_position_embeddings"),
+    }
+    if inputs.inputs_embeds is not None:
+        del named["input_ids"]
+    extremes = [bound for ids, _, _ in named.values() for bound in torch.aminmax(ids)]
+    same_row = inputs.packing.position_ids.diff() > 0
+    restarts = (same_row & (positions.diff() < 0) & (positions[1:] == 0)).any()
+    *values, restarted = torch.stack([*extremes, restarts]).tolist()
+    for (name, (_, bound, what)), low, high in zip(named.items(), values[::2], values[1::2], strict=True):
+        if low < 0 or high >= bound:
+            raise ValueError(f"{name} has {low if low < 0 else high}, not in [0, {bound}): {what} is {bound}")
+    if restarted and restart_is_wrong:
+        raise ValueError(
+            "position_ids restart within a row, so it holds several sequences: "
+            "pass cu_seq_lens_q and max_length_q, or they would attend to each other"
+        )
+
+
+def _position_bound(limits: Limits) -> str:
+    return f"but max_position_embeddings is {limits.max_position_embeddings}"

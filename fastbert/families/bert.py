@@ -1,0 +1,626 @@
+"""transformers' BERT on the packed encoder.
+
+Every class is transformers' class of the same name with another forward. Given a `run`, a module takes packed hidden
+states, (T, N); without one it is transformers' own, which is how calls fall back.
+
+Dimension key:  B batch   L padded length   T packed tokens   N features   V vocabulary   M labelled rows
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    TokenClassifierOutput,
+)
+from transformers.models.bert import modeling_bert as stock
+from transformers.utils.generic import can_return_tuple
+
+from fastbert import encoder, functional
+from fastbert.encoder import Run
+from fastbert.families import _base, _inputs
+from fastbert.packing import Packing
+
+
+Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
+
+
+class BertEmbeddings(stock.BertEmbeddings):
+    def forward(self, *args: Any, run: Run | None = None, inputs: _inputs.Inputs | None = None, **kwargs: Any) -> Tensor:
+        if run is None or inputs is None:
+            return cast(Tensor, super().forward(*args, **kwargs))
+        hidden_TN = encoder.embed(
+            inputs.input_ids,
+            inputs.position_ids,
+            inputs.token_type_ids,
+            self.word_embeddings if inputs.inputs_embeds is None else inputs.inputs_embeds,
+            self.position_embeddings,
+            self.token_type_embeddings,
+            self.LayerNorm,
+            self.dropout,
+            run,
+        )
+        dtype = _base.state(self).residual_dtype
+        under_autocast = torch.is_autocast_enabled(hidden_TN.device.type)
+        return hidden_TN.to(dtype) if dtype is not None and under_autocast else hidden_TN
+
+    def fusions(self) -> Fusions:
+        return [("embedding sum + LayerNorm + dropout", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+
+
+class BertSelfAttention(stock.BertSelfAttention):
+    def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
+        if run is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return encoder.self_attention(
+            hidden_states,
+            self.query,
+            self.key,
+            self.value,
+            self.attention_head_size,
+            self.dropout,
+            run,
+            stream,
+            scale=self.scaling,
+        )
+
+    def fusions(self) -> Fusions:
+        return [("packed attention", None)]
+
+
+class BertSelfOutput(stock.BertSelfOutput):
+    def forward(
+        self, hidden_states: Tensor, input_tensor: Tensor, *, run: Run | None = None, stream: int = 0
+    ) -> Tensor:
+        if run is None:
+            return cast(Tensor, super().forward(hidden_states, input_tensor))
+        return encoder.project_and_add(
+            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream
+        )
+
+    def fusions(self) -> Fusions:
+        return [("bias + dropout + residual + LayerNorm", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+
+
+class BertAttention(stock.BertAttention):
+    def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
+        if run is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        context = self.self(hidden_states, run=run, stream=stream)
+        return self.output(context, hidden_states, run=run, stream=stream + 1)
+
+
+class BertIntermediate(stock.BertIntermediate):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return encoder.linear_activation(hidden_states, self.dense, self.intermediate_act_fn)
+
+    def fusions(self) -> Fusions:
+        return [("linear + bias + GELU", encoder.why_not_gelu(self.dense, self.intermediate_act_fn))]
+
+
+class BertOutput(stock.BertOutput):
+    def forward(
+        self, hidden_states: Tensor, input_tensor: Tensor, *, run: Run | None = None, stream: int = 0
+    ) -> Tensor:
+        if run is None:
+            return cast(Tensor, super().forward(hidden_states, input_tensor))
+        return encoder.project_and_add(
+            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream
+        )
+
+    def fusions(self) -> Fusions:
+        return [("bias + dropout + residual + LayerNorm", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+
+
+class BertLayer(stock.BertLayer):
+    def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
+        if run is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        attended = self.attention(hidden_states, run=run, stream=stream)
+        return self.output(self.intermediate(attended), attended, run=run, stream=stream + 2)
+
+
+class BertEncoder(stock.BertEncoder):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        run: Run | None = None,
+        wanted: set[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if run is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        last, hidden = encoder.run_layers(hidden_states, self.layer, run, wanted or set())
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=hidden)
+
+
+class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = encoder.linear_activation(hidden_states, self.dense, self.transform_act_fn)
+        if not encoder.is_plain(self.LayerNorm, nn.LayerNorm):
+            return cast(Tensor, self.LayerNorm(hidden_states))
+        norm = self.LayerNorm
+        return functional.layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
+
+    def fusions(self) -> Fusions:
+        return [("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.transform_act_fn))]
+
+
+class BertLMPredictionHead(stock.BertLMPredictionHead):
+    def forward(self, hidden_states: Tensor, labels: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
+        """Logits, (..., V); with labels, (M,), of hidden states (M, N), their cross-entropy."""
+        if labels is None:
+            return cast(Tensor, super().forward(hidden_states))
+        hidden_MN = self.transform(hidden_states)
+        if encoder.is_plain(self.decoder, nn.Linear):
+            return functional.linear_cross_entropy(
+                hidden_MN, self.decoder.weight, self.decoder.bias, labels, num_items=num_items
+            )
+        return _cross_entropy(self.decoder(hidden_MN), labels, num_items)
+
+    def fusions(self) -> Fusions:
+        return [("MLM head: labelled rows only", encoder.why_not_plain(self.decoder, nn.Linear))]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedHidden:
+    """What a head gets that works on packed hidden states. In `BertModel`'s output instead of padded ones."""
+
+    hidden_TN: Tensor
+    packing: Packing
+
+
+class _Built:
+    """Built directly (not patched later), a model gets fastbert's classes in all of its parts."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        _base.swap(cast(nn.Module, self), CLASSES, _base.State())
+
+
+class BertModel(_Built, stock.BertModel):
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; also `cu_seq_lens_q`, `max_length_q` for a packed batch, (1, T).
+
+        Padded rows of every hidden state are zeros. A packed batch has one pooled vector for each sequence.
+
+        Raises:
+            ValueError: naming the argument and the bound, see `fastbert.families._inputs`.
+        """
+        keep_packed = kwargs.pop("_keep_packed", False)
+        reason = kwargs.pop("_fall_back", None) or self._why_not_packed(
+            encoder_hidden_states, past_key_values, use_cache, attention_mask, kwargs
+        )
+        cu_seqlens = kwargs.get("cu_seq_lens_q")
+        if reason is None:
+            _inputs.rectangle(input_ids, inputs_embeds)
+            if cu_seqlens is None and self._pools_padding(attention_mask):
+                reason = "the pooler reads each row's first token, and one is padding"
+        if reason is not None:
+            _base.fall_back(self, reason)
+            if cu_seqlens is not None:
+                raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
+            return super().forward(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                inputs_embeds,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                past_key_values,
+                use_cache,
+                **kwargs,
+            )
+
+        inputs = _inputs.prepare(
+            self._limits(),
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            cu_seqlens,
+            kwargs.get("max_length_q"),
+        )
+        packing = inputs.packing
+        drops = self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0
+        run = Run(packing, functional.draw_seed(packing.cu_seqlens.device) if drops else None)
+        if not torch.compiler.is_compiling():
+            _base.state(self).packed_calls += 1
+
+        layers = self.config.num_hidden_layers
+        selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        wanted = _wanted(selection, layers + 1)
+        embedded_TN = self.embeddings(run=run, inputs=inputs)
+        encoded = self.encoder(embedded_TN, run=run, wanted=wanted)
+        hidden_TN = encoded.last_hidden_state
+        pooled = None
+        if self.pooler is not None:
+            pooled = self.pooler(packing.first(hidden_TN)[:, None])
+        if keep_packed:
+            last = PackedHidden(hidden_TN, packing)
+        else:
+            last = encoded.hidden_states[layers] if layers in wanted else packing.unpack(hidden_TN)
+        output = BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=last,
+            pooler_output=pooled,
+            hidden_states=encoded.hidden_states if selection is not None and selection is not False else None,
+        )
+        return output if kwargs.get("return_dict", self.config.return_dict) else output.to_tuple()
+
+    def _why_not_packed(
+        self,
+        encoder_hidden_states: Tensor | None,
+        past_key_values: Any,
+        use_cache: bool | None,
+        attention_mask: Any,
+        kwargs: dict[str, Any],
+    ) -> str | None:
+        """Why this call must go to transformers, or None."""
+        config = self.config
+        if config.is_decoder or config.add_cross_attention:
+            return "a decoder"
+        if encoder_hidden_states is not None or past_key_values is not None:
+            return "cross-attention or a cache"
+        if kwargs.get("output_attentions", config.output_attentions):
+            return "output_attentions"
+        if kwargs.get("is_causal") or getattr(config, "is_causal", False):
+            return "is_causal"
+        if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2):
+            if isinstance(attention_mask, Tensor) and attention_mask.ndim != 4:
+                raise ValueError(f"attention_mask must be 2-D or 4-D, but is {tuple(attention_mask.shape)}")
+            return "an attention_mask that is not 2-D"
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return "exporting: the exported program is transformers' own"
+        if self.device.type not in ("cpu", "cuda"):
+            return f"device {self.device.type}"
+        return self._foreign_part()
+
+    def _foreign_part(self) -> str | None:
+        """The first part that somebody replaced with a module that fastbert does not know."""
+        parts: list[tuple[nn.Module, type]] = [(self.embeddings, BertEmbeddings), (self.encoder, BertEncoder)]
+        for layer in getattr(self.encoder, "layer", ()):
+            parts.append((layer, BertLayer))
+            if isinstance(layer, BertLayer):
+                attention = layer.attention
+                parts += [(attention, BertAttention), (layer.intermediate, BertIntermediate), (layer.output, BertOutput)]
+                if isinstance(attention, BertAttention):
+                    parts += [(attention.self, BertSelfAttention), (attention.output, BertSelfOutput)]
+        foreign = next((part for part, kind in parts if not isinstance(part, kind)), None)
+        return None if foreign is None else f"a part that fastbert does not know: {type(foreign).__name__}"
+
+    def _pools_padding(self, attention_mask: Tensor | None) -> bool:
+        if attention_mask is None or self.pooler is None or attention_mask.shape[-1] == 0:
+            return False
+        keep = attention_mask != 0
+        return bool((~keep[:, 0] & keep.any(-1)).any())
+
+    def fusions(self) -> Fusions:
+        decoder = "a decoder" if self.config.is_decoder or self.config.add_cross_attention else None
+        return [("no padding from the embeddings to the last layer", decoder or self._foreign_part())]
+
+    def _limits(self) -> _inputs.Limits:
+        embeddings = self.embeddings
+        return _inputs.Limits(
+            vocab_size=embeddings.word_embeddings.num_embeddings,
+            type_vocab_size=embeddings.token_type_embeddings.num_embeddings,
+            max_position_embeddings=embeddings.position_embeddings.num_embeddings,
+            hidden_size=self.config.hidden_size,
+            device=self.device,
+        )
+
+
+class _Head(_Built):
+    """What the heads with a logit for each token share."""
+
+    bert: BertModel
+
+    def _encode(
+        self, token_labels: Tensor | None, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Any, PackedHidden | None]:
+        """The base model's output, and its packed hidden states where it did not fall back."""
+        if _base.labels_on_padding(token_labels, attention_mask):
+            kwargs["_fall_back"] = "labels on padding"
+        kwargs["return_dict"] = True
+        output = self.bert(attention_mask=attention_mask, _keep_packed=True, **kwargs)
+        last = output.last_hidden_state
+        return output, last if isinstance(last, PackedHidden) else None
+
+
+@dataclass
+class BertMaskedLMOutput(_base.DeferredFields, MaskedLMOutput):
+    """transformers' output; `logits` of a training step are computed when they are read."""
+
+
+@dataclass
+class BertForPreTrainingOutput(_base.DeferredFields, stock.BertForPreTrainingOutput):
+    """transformers' output; `prediction_logits` of a training step are computed when they are read."""
+
+
+class _MaskedLMHead(_Head):
+    """The masked-LM loss of BertForMaskedLM and BertForPreTraining."""
+
+    cls: Any
+    training: bool
+
+    def _masked_lm(
+        self, states: PackedHidden | None, padded: Any, labels: Tensor | None, num_items: Tensor | int | None
+    ) -> tuple[Tensor | None, Any]:
+        """The loss and the logits, which in training are Deferred."""
+        if states is None:
+            logits = self.cls.predictions(padded)
+            loss = None if labels is None else _cross_entropy(logits, labels, num_items)
+            return loss, logits
+        hidden_TN, packing = states.hidden_TN, states.packing
+
+        def logits_BLV() -> Tensor:
+            return packing.unpack(self.cls.predictions(hidden_TN))
+
+        if labels is None:
+            return None, logits_BLV()
+        _check_token_labels(labels, packing)
+        if not self.training or not isinstance(self.cls.predictions, BertLMPredictionHead):
+            logits = logits_BLV()
+            return _cross_entropy(logits, labels, num_items), logits
+        labels_T = packing.pack(labels)
+        rows_M = (labels_T != -100).nonzero().squeeze(-1)
+        loss = self.cls.predictions(hidden_TN[rows_M], labels=labels_T[rows_M], num_items=num_items)
+        return loss, _base.Deferred(logits_BLV)
+
+
+class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; honours `num_items_in_batch`."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        output, states = self._encode(
+            labels,
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            **kwargs,
+        )
+        loss, logits = self._masked_lm(states, output.last_hidden_state, labels, num_items)
+        return BertMaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+
+
+class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs.
+
+        With `num_items_in_batch`, the number of masked-LM labels of all accumulated batches, both losses are
+        weighted with this batch's share of them.
+        """
+        num_items = kwargs.pop("num_items_in_batch", None)
+        both = labels is not None and next_sentence_label is not None
+        output, states = self._encode(
+            labels if both else None,
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        loss, logits = self._masked_lm(states, output.last_hidden_state, labels if both else None, num_items)
+        next_sentence_logits = self.cls.seq_relationship(output.pooler_output)
+        if labels is not None and next_sentence_label is not None:
+            next_sentence_loss = F.cross_entropy(next_sentence_logits.view(-1, 2), next_sentence_label.view(-1))
+            if num_items is not None:
+                next_sentence_loss = next_sentence_loss * (labels != -100).sum() / num_items
+            loss = cast(Tensor, loss) + next_sentence_loss
+        return BertForPreTrainingOutput(
+            loss=loss,
+            prediction_logits=logits,
+            seq_relationship_logits=next_sentence_logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class BertForTokenClassification(_Head, stock.BertForTokenClassification):
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; honours `num_items_in_batch`. Logits of padding are zeros."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        output, states = self._encode(
+            labels,
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        if states is None:
+            logits = self.classifier(self.dropout(output.last_hidden_state))
+        else:
+            logits = states.packing.unpack(self.classifier(self.dropout(states.hidden_TN)))
+        loss = None if labels is None else _cross_entropy(logits, labels, num_items)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+
+
+class BertForQuestionAnswering(_Head, stock.BertForQuestionAnswering):
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs.
+
+        Logits of padding are the lowest number of their dtype: padding takes no share of the softmax. For a packed
+        batch, logits are (1, T) and positions count within each sequence.
+        """
+        kwargs.pop("num_items_in_batch", None)
+        if _answers_on_padding(attention_mask, start_positions, end_positions):
+            kwargs["_fall_back"] = "labels on padding"
+        output, states = self._encode(
+            None,
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        if states is None:
+            logits = rows = self.qa_outputs(output.last_hidden_state)
+        else:
+            logits_T2 = self.qa_outputs(states.hidden_TN)
+            lowest = torch.finfo(logits_T2.dtype).min
+            logits = rows = states.packing.unpack(logits_T2, lowest)
+            if states.packing.shape[0] != states.packing.sequences:
+                rows = states.packing.per_sequence().unpack(logits_T2, lowest)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (_span_loss(rows[..., 0], start_positions) + _span_loss(rows[..., 1], end_positions)) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=logits[..., 0].contiguous(),
+            end_logits=logits[..., 1].contiguous(),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class BertForNextSentencePrediction(_Built, stock.BertForNextSentencePrediction):
+    forward = _base.honour_num_items(stock.BertForNextSentencePrediction)
+
+
+class BertForSequenceClassification(_Built, stock.BertForSequenceClassification):
+    forward = _base.honour_num_items(stock.BertForSequenceClassification)
+
+
+class BertForMultipleChoice(_Built, stock.BertForMultipleChoice):
+    forward = _base.honour_num_items(stock.BertForMultipleChoice)
+
+
+def _wanted(selection: Any, hidden_states: int) -> set[int]:
+    """Which hidden states `output_hidden_states` asks for: a flag, an index, or several, negative ones too."""
+    if selection is None or isinstance(selection, bool):
+        return set(range(hidden_states)) if selection else set()
+    indices = [selection] if isinstance(selection, int) else list(selection)
+    return {i % hidden_states for i in indices if -hidden_states <= i < hidden_states}
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    if num_items is None:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, reduction="sum") / num_items
+
+
+def _check_token_labels(labels: Tensor, packing: Packing) -> None:
+    if tuple(labels.shape) != tuple(packing.shape):
+        raise ValueError(f"labels is {tuple(labels.shape)}, not {tuple(packing.shape)} as the batch")
+
+
+def _answers_on_padding(attention_mask: Tensor | None, *positions: Tensor | None) -> bool:
+    if attention_mask is None or attention_mask.ndim != 2:
+        return False
+    B, L = attention_mask.shape
+    for position in positions:
+        if position is None or position.numel() != B:
+            continue
+        inside = position.view(B, 1)
+        on_padding = attention_mask.gather(1, inside.clamp(0, L - 1)) == 0
+        if bool((on_padding & (inside >= 0) & (inside < L)).any()):
+            return True
+    return False
+
+
+def _span_loss(logits_BL: Tensor, positions: Tensor) -> Tensor:
+    """Positions outside of the row are left out, as in transformers."""
+    outside = logits_BL.shape[1]
+    return F.cross_entropy(logits_BL, positions.reshape(-1).clamp(0, outside), ignore_index=outside)
+
+
+CLASSES: dict[type, type] = {
+    getattr(stock, fast.__name__): fast
+    for fast in (
+        BertEmbeddings,
+        BertSelfAttention,
+        BertSelfOutput,
+        BertAttention,
+        BertIntermediate,
+        BertOutput,
+        BertLayer,
+        BertEncoder,
+        BertPredictionHeadTransform,
+        BertLMPredictionHead,
+        BertModel,
+        BertForMaskedLM,
+        BertForPreTraining,
+        BertForTokenClassification,
+        BertForQuestionAnswering,
+        BertForNextSentencePrediction,
+        BertForSequenceClassification,
+        BertForMultipleChoice,
+    )
+}

@@ -1,0 +1,283 @@
+"""The public operators: free leading dimensions, autocast, dropout, and checks that name the argument.
+
+Dropout draws its seed from PyTorch's generator, so `torch.manual_seed` and gradient checkpointing work as usual; the
+mask itself is a function of (seed, stream), see `fastbert.reference`. The drop probability is rounded to 1/256.
+
+Dimension key:  T packed tokens   N features   K input features   V vocabulary   B batch   H heads   D head size
+"""
+
+import torch
+from torch import Tensor
+
+from fastbert.kernels.attention import attention_fwd
+from fastbert.kernels.cross_entropy import linear_cross_entropy_fwd
+from fastbert.kernels.embedding import embedding_fwd
+from fastbert.kernels.ffn import linear_gelu_fwd
+from fastbert.kernels.layer_norm import layer_norm_fwd
+
+__all__ = ["attention", "draw_seed", "embedding", "layer_norm", "linear_cross_entropy", "linear_gelu"]
+
+
+def draw_seed(device: torch.device | str) -> Tensor:
+    """A () int64 seed for a forward pass's dropout masks, from PyTorch's generator on that device."""
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def embedding(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-12,
+    padding_idx: int | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """dropout(LayerNorm(word + token type + position)): BERT's embeddings from packed ids.
+
+    Ids out of range are undefined behaviour on a GPU; `fastbert`'s models check them first.
+
+    Args:
+        input_ids, position_ids, token_type_ids: (...,) integers of one shape.
+        word_weight: (V, N).  position_weight, token_type_weight: (_, N).  weight, bias: (N,) of the LayerNorm.
+        padding_idx: the row of word_weight that gets no gradient.
+        dropout_p: probability of dropping an element, in [0, 1].  seed: () int64, drawn where it is None.
+
+    Returns:
+        (..., N) in word_weight.dtype.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
+    for name, t in ids.items():
+        _check(
+            t.shape == input_ids.shape, lambda n=name, t=t: f"{n} is {_shape(t)}, but input_ids {_shape(input_ids)}"
+        )
+        _check(
+            t.dtype in (torch.int64, torch.int32), lambda n=name, t=t: f"{n} must be int64 or int32, but is {t.dtype}"
+        )
+    N = word_weight.shape[-1]
+    for name, table in (("position_weight", position_weight), ("token_type_weight", token_type_weight)):
+        _check(
+            table.ndim == 2 and table.shape[1] == N,
+            lambda n=name, t=table: f"{n} is {_shape(t)}, not (_, {N}) as word_weight",
+        )
+    _check_norm(weight, bias, N)
+    _check_devices(**ids, word_weight=word_weight, weight=weight)
+    seed = _seed(seed, dropout_p, input_ids)
+    y, _, _ = embedding_fwd(
+        *(t.reshape(-1).long() for t in ids.values()),
+        word_weight,
+        position_weight,
+        token_type_weight,
+        weight,
+        bias,
+        -1 if padding_idx is None else padding_idx,
+        eps,
+        dropout_p,
+        seed,
+        stream,
+    )
+    return y.view(*input_ids.shape, N)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    residual: Tensor | None = None,
+    x_bias: Tensor | None = None,
+    eps: float = 1e-12,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """LayerNorm(dropout(x + x_bias) + residual).
+
+    Args:
+        x, residual: (..., N).  weight, bias, x_bias: (N,).
+        dropout_p: probability of dropping an element, in [0, 1].  seed: () int64, drawn where it is None.
+
+    Returns:
+        (..., N) in the residual's dtype, else in x's.
+
+    Raises:
+        ValueError: if shapes or devices do not fit together.
+    """
+    N = x.shape[-1]
+    _check_norm(weight, bias, N)
+    if residual is not None:
+        _check(residual.shape == x.shape, lambda: f"residual is {_shape(residual)}, but x {_shape(x)}")
+    if x_bias is not None:
+        _check(x_bias.shape == (N,), lambda: f"x_bias is {_shape(x_bias)}, not ({N},)")
+    _check_devices(x=x, weight=weight, residual=residual, x_bias=x_bias)
+    y, _, _ = layer_norm_fwd(
+        x.reshape(-1, N),
+        x_bias,
+        None if residual is None else residual.reshape(-1, N),
+        weight,
+        bias,
+        eps,
+        dropout_p,
+        _seed(seed, dropout_p, x),
+        stream,
+    )
+    return y.view(x.shape)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """softmax(scale * q k^T) v within each sequence of a packed batch.
+
+    Args:
+        q, k, v: (T, H, D), all sequences end to end; may be strided views of one tensor.
+        cu_seqlens: (B + 1,) int32, where each sequence starts, and T.  max_seqlen: tokens in the longest.
+        scale: 1 / sqrt(D) where it is None.  causal: a token sees itself and what is to its left.
+        dropout_p: probability of dropping a probability, in [0, 1].  seed: () int64, drawn where it is None.
+
+    Returns:
+        (T, H, D), in autocast's dtype where that is on.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    _check(q.ndim == 3, lambda: f"q must be (tokens, heads, head_dim), but is {_shape(q)}")
+    for name, t in (("k", k), ("v", v)):
+        _check(t.shape == q.shape, lambda n=name, t=t: f"{n} is {_shape(t)}, but q {_shape(q)}")
+    _check(0 < q.shape[2] <= 256, lambda: f"head_dim must be in [1, 256], but is {q.shape[2]}")
+    _check(
+        cu_seqlens.dtype == torch.int32 and cu_seqlens.ndim == 1 and cu_seqlens.shape[0] > 0,
+        lambda: f"cu_seqlens must be (batch + 1,) int32, but is {_shape(cu_seqlens)} {cu_seqlens.dtype}",
+    )
+    _check_devices(q=q, k=k, v=v, cu_seqlens=cu_seqlens)
+    dtype = _autocast_dtype(q)
+    q, k, v = (t.to(dtype) for t in (q, k, v))
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    seed = _seed(seed, dropout_p, q)
+    o, _ = attention_fwd(q, k, v, cu_seqlens, max_seqlen, scale, causal, dropout_p, seed, stream)
+    return o
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:
+    """gelu(x weight^T + bias).
+
+    Args:
+        x: (..., K).  weight: (N, K).  bias: (N,).
+        approximate: "none" for the exact, erf form, "tanh" for the tanh form.
+
+    Returns:
+        (..., N), in autocast's dtype where that is on.
+
+    Raises:
+        ValueError: if shapes or devices do not fit together, or `approximate` is neither.
+    """
+    _check(
+        approximate in ("none", "tanh"), lambda: f"approximate must be 'none' or 'tanh', but is {approximate!r}"
+    )
+    _check_linear(x, weight, bias)
+    dtype = _autocast_dtype(x)
+    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    keep_pre = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
+    y, _ = linear_gelu_fwd(x.reshape(-1, x.shape[-1]), weight, bias, approximate, keep_pre)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    num_items: Tensor | int | None = None,
+) -> Tensor:
+    """Cross-entropy of x weight^T + bias, without keeping the logits.
+
+    Args:
+        x: (..., N).  weight: (V, N).  bias: (V,).
+        labels: (...,) int64 in [0, V), or ignore_index.
+        num_items: what the sum is divided by; the number of labels where it is None.
+
+    Returns:
+        () at least float32. NaN where there is no label and no num_items, as in PyTorch.
+
+    Raises:
+        ValueError: if shapes or devices do not fit together, or a label is out of range (looked at on a CPU only).
+    """
+    _check_linear(x, weight, bias)
+    _check(labels.shape == x.shape[:-1], lambda: f"labels are {_shape(labels)}, but x is {_shape(x)}")
+    x, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
+    counted = labels != ignore_index
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        V = weight.shape[0]
+        wrong = counted & ((labels < 0) | (labels >= V))
+        _check(not bool(wrong.any()), lambda: f"labels has {int(labels[wrong][0])}, not in [0, {V})")
+    dtype = _autocast_dtype(x)
+    losses, _ = linear_cross_entropy_fwd(
+        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), labels, ignore_index
+    )
+    return losses.sum() / (counted.sum() if num_items is None else num_items)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of x computes in."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def _seed(seed: Tensor | None, dropout_p: float, like: Tensor) -> Tensor | None:
+    _check(0 <= dropout_p <= 1, lambda: f"dropout_p must be in [0, 1], but is {dropout_p}")
+    if dropout_p == 0:
+        return None
+    return draw_seed(like.device) if seed is None else seed
+
+
+def _check(condition: bool, message: object) -> None:
+    if not condition:
+        raise ValueError(message() if callable(message) else message)
+
+
+def _check_norm(weight: Tensor, bias: Tensor, N: int) -> None:
+    for name, t in (("weight", weight), ("bias", bias)):
+        _check(t.shape == (N,), lambda n=name, t=t: f"{n} is {_shape(t)}, not ({N},)")
+
+
+def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _check(
+        weight.ndim == 2 and weight.shape[1] == x.shape[-1],
+        lambda: f"weight is {_shape(weight)}, but x has {x.shape[-1]} features",
+    )
+    if bias is not None:
+        _check(bias.shape == weight.shape[:1], lambda: f"bias is {_shape(bias)}, not ({weight.shape[0]},)")
+    _check_devices(x=x, weight=weight, bias=bias)
+
+
+def _check_devices(**tensors: Tensor | None) -> None:
+    (first, like), *others = ((name, t) for name, t in tensors.items() if t is not None)
+    for name, t in others:
+        _check(t.device == like.device, lambda n=name, t=t: f"{n} is on {t.device}, but {first} on {like.device}")
+
+
+def _shape(t: Tensor) -> str:
+    return str(tuple(t.shape))

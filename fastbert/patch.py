@@ -1,0 +1,113 @@
+"""patch, unpatch and report: fastbert in a model that is loaded already."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from fastbert import _library
+from fastbert.families import CLASSES, _base
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_RESIDUAL_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
+
+
+def patch(model: Model, *, strict: bool = False, residual_dtype: str | None = None) -> Model:
+    """Let a loaded model run on the packed encoder, in place.
+
+    Parameters, buffers, hooks and the state dict stay as they are; `unpatch` undoes it.
+
+    Args:
+        model: a transformers model, or anything that contains one: a SentenceTransformer, a PEFT model.
+        strict: raise `FellBack` in a call that would fall back to transformers.
+        residual_dtype: "bf16" or "fp16" to keep hidden states in that dtype under autocast; float32 where it is None,
+            as transformers has them.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: if the model contains nothing that fastbert knows.
+    """
+    if residual_dtype not in _RESIDUAL_DTYPES:
+        raise ValueError(f"residual_dtype must be 'bf16', 'fp16' or None, but is {residual_dtype!r}")
+    if not any(isinstance(m, PreTrainedModel) and _known(type(m)) for m in model.modules()):
+        known = ", ".join(sorted(c.__name__ for c in CLASSES if issubclass(c, PreTrainedModel)))
+        inside = sorted({type(m).__name__ for m in model.modules() if isinstance(m, PreTrainedModel)})
+        raise ValueError(f"{' with '.join([type(model).__name__, *inside[:1]])} is no model that fastbert knows: {known}")
+    _base.swap(model, CLASSES, _base.State(strict, _RESIDUAL_DTYPES[residual_dtype]))
+    return model
+
+
+def unpatch(model: Model) -> Model:
+    """Give a patched model transformers' own classes again, in place.
+
+    Raises:
+        ValueError: if nothing in the model is patched.
+    """
+    if not _base.unswap(model, CLASSES):
+        raise ValueError(f"{type(model).__name__} is not patched")
+    return model
+
+
+def _known(kind: type) -> bool:
+    return kind in CLASSES or kind in CLASSES.values()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is fused in a model, what fell back, and why. Its `str` is for people.
+
+    Attributes:
+        fused: for each part of the model, how many layers have it fused.
+        plain: what runs unfused, and why.
+        backends: for each operator, what serves it on the model's device.
+        packed_calls: forward passes through the packed encoder.  fallbacks: the others, by reason.
+    """
+
+    model: str
+    device: str
+    fused: Counter[str]
+    plain: Counter[str]
+    backends: dict[str, str]
+    packed_calls: int
+    fallbacks: Counter[str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} on {self.device}"]
+        lines += ["fused:", *(f"  {count:3} x {part}" for part, count in self.fused.items())]
+        if self.plain:
+            lines += ["not fused:", *(f"  {count:3} x {why}" for why, count in self.plain.items())]
+        lines += ["operators:", *(f"  {name}: {backend}" for name, backend in self.backends.items())]
+        lines.append(f"calls: {self.packed_calls} packed, {self.fallbacks.total()} fell back to transformers")
+        lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
+        return "\n".join(lines)
+
+
+def report(model: nn.Module) -> Report:
+    """What is fused in a patched model, what fell back, and why.
+
+    Raises:
+        ValueError: if nothing in the model is patched.
+    """
+    fast = [m for m in model.modules() if type(m) in CLASSES.values()]
+    if not fast:
+        raise ValueError(f"{type(model).__name__} is not patched")
+    fused: Counter[str] = Counter()
+    plain: Counter[str] = Counter()
+    packed_calls, fallbacks = 0, Counter[str]()
+    for module in fast:
+        if isinstance(module, PreTrainedModel):
+            packed_calls += _base.state(module).packed_calls
+            fallbacks += _base.state(module).fallbacks
+        for part, why in module.fusions() if hasattr(module, "fusions") else ():
+            if why is None:
+                fused[part] += 1
+            else:
+                plain[f"{part}: {why}"] += 1
+    device = next(fast[0].parameters()).device.type
+    return Report(type(model).__name__, device, fused, plain, _library.backends(device), packed_calls, fallbacks)

@@ -1,0 +1,474 @@
+"""What every kernel must compute, in plain PyTorch: one short function per operator, and the whole encoder.
+
+These functions are the specification. They run in any dtype (the tests call them in float64) and on any device,
+and need neither transformers nor the rest of fastbert.
+
+Dimension key:  T packed tokens   M rows   N features   V vocabulary   B batch   L length   H heads   D head size
+
+Dropout is counter-based: element (head, row, col) is kept if byte `col % 16` of
+Philox4x32-10(key = seed, counter = (col // 16, row, head, stream)) is at least `drop_threshold(dropout_p)`.
+So a mask is never stored: forward, backward and every device compute the same one from (seed, stream).
+Philox: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+
+
+def drop_threshold(dropout_p: float) -> int:
+    """Of 256 byte values, how many mean "dropped". A probability above 0 drops at least 1 in 256."""
+    return max(1, round(256 * dropout_p)) if dropout_p > 0 else 0
+
+
+def keep_scale(dropout_p: float) -> float:
+    """What kept elements are multiplied with: one over the exact probability of keeping. 0 where nothing is kept."""
+    kept = 256 - drop_threshold(dropout_p)
+    return 256 / kept if kept else 0.0
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four words of 32 random bits for each counter, held in int64."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
+    for _ in range(10):
+        low0, high0 = _multiply(c0, 0xD2511F53)
+        low1, high1 = _multiply(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
+
+
+def _multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Low and high word of a 32 x 32 bit product, by halves: int64 has no room for the whole."""
+    low, high = a * (factor & 0xFFFF), a * (factor >> 16)
+    middle = (low >> 16) + (high & 0xFFFF)
+    return (low & 0xFFFF) | ((middle & 0xFFFF) << 16), (high >> 16) + (middle >> 16)
+
+
+def keep_mask(
+    heads: int, first_row: int, rows: int, cols: int, dropout_p: float, seed: Tensor, stream: int
+) -> Tensor:
+    """The dropout mask of rows `first_row`, `first_row + 1`, ...
+
+    Args:
+        seed: () int64.  stream: which of a model's dropout layers this is.
+
+    Returns:
+        (heads, rows, cols) bool, True where an element is kept.
+    """
+    head, row, block = torch.meshgrid(
+        torch.arange(heads, device=seed.device),
+        torch.arange(first_row, first_row + rows, device=seed.device),
+        torch.arange(-(-cols // 16), device=seed.device),
+        indexing="ij",
+    )
+    words = torch.stack(philox((block, row, head, torch.full_like(head, stream)), seed), dim=-1)
+    bytes_ = (words[..., None] >> torch.arange(0, 32, 8, device=seed.device)) & 0xFF
+    return bytes_.reshape(heads, rows, -1)[..., :cols] >= drop_threshold(dropout_p)
+
+
+def dropout(x: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
+    """x * keep / P(keep), for rows of features. x: (M, N)."""
+    if dropout_p == 0:
+        return x
+    assert seed is not None
+    (keep_MN,) = keep_mask(1, 0, *x.shape, dropout_p, seed, stream)
+    return torch.where(keep_MN, x * keep_scale(dropout_p), 0.0)
+
+
+def layer_norm(
+    x: Tensor,
+    x_bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = (h - mean) * rstd * weight + bias,  with h = dropout(x + x_bias) + residual.
+
+    Args:
+        x, residual: (M, N).  x_bias, weight, bias: (N,).
+
+    Returns:
+        y: (M, N) in the residual's dtype, else x's.  mean, rstd: (M,), at least float32.
+    """
+    h_MN = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
+    y_MN, mean_M, rstd_M = _normalise(h_MN, weight, bias, eps)
+    return y_MN.to(x.dtype if residual is None else residual.dtype), mean_M, rstd_M
+
+
+def layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    x_bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `layer_norm`.
+
+    Returns:
+        dx: (M, N).  dresidual: (M, N), or empty where it equals dx (no dropout, one dtype) or there is no residual.
+        dx_bias: (N,), or empty without x_bias.  dweight, dbias: (N,).
+    """
+    h_MN = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
+    dh_MN, dweight, dbias = _normalise_backward(dy, h_MN, weight, mean, rstd)
+    dx_MN = dropout(dh_MN, dropout_p, seed, stream)
+    same = residual is None or (dropout_p == 0 and residual.dtype == x.dtype)
+    return (
+        dx_MN.to(x.dtype),
+        x.new_empty(0) if same or residual is None else dh_MN.to(residual.dtype),
+        x.new_empty(0) if x_bias is None else dx_MN.sum(0).to(x_bias.dtype),
+        dweight,
+        dbias,
+    )
+
+
+def embedding(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    padding_idx: int,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = dropout(LayerNorm(word_weight[input_ids] + token_type_weight[...] + position_weight[...])).
+
+    Args:
+        input_ids, position_ids, token_type_ids: (T,) int64.
+        word_weight: (V, N).  position_weight, token_type_weight: (_, N).  weight, bias: (N,).
+        padding_idx: the row of word_weight that gets no gradient, or -1 (unused here).
+
+    Returns:
+        y: (T, N) in word_weight.dtype.  mean, rstd: (T,), at least float32.
+    """
+    h_TN = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+    y_TN, mean_T, rstd_T = _normalise(h_TN, weight, bias, eps)
+    return dropout(y_TN, dropout_p, seed, stream).to(word_weight.dtype), mean_T, rstd_T
+
+
+def embedding_backward(
+    dy: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    padding_idx: int,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `embedding`: dword_weight, dposition_weight, dtoken_type_weight, dweight, dbias, all dense."""
+    h_TN = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+    dy_TN = dropout(dy.to(mean.dtype), dropout_p, seed, stream)
+    dh_TN, dweight, dbias = _normalise_backward(dy_TN, h_TN, weight, mean, rstd)
+    dword, dposition, dtoken_type = (
+        torch.zeros_like(table, dtype=dh_TN.dtype).index_add(0, ids, dh_TN)
+        for table, ids in (
+            (word_weight, input_ids),
+            (position_weight, position_ids),
+            (token_type_weight, token_type_ids),
+        )
+    )
+    if padding_idx >= 0:
+        dword[padding_idx] = 0
+    return (
+        dword.to(word_weight.dtype),
+        dposition.to(position_weight.dtype),
+        dtoken_type.to(token_type_weight.dtype),
+        dweight,
+        dbias,
+    )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    """o = dropout(softmax(scale * q k^T)) v within each sequence of the packed batch.
+
+    Args:
+        q, k, v: (T, H, D), all sequences end to end.
+        cu_seqlens: (B + 1,) int32, where each sequence starts, and T.
+        max_seqlen: length of the longest sequence (unused here).
+        causal: a token sees itself and what is to its left.
+
+    Returns:
+        o: (T, H, D) in q.dtype.  lse: (H, T), log of the sum of exp of the scores, at least float32.
+    """
+    T, H, _ = q.shape
+    o_THD, lse_HT = q.new_empty(q.shape), q.new_empty(H, T, dtype=_accumulator(q))
+    for start, end in pairwise(cu_seqlens.tolist()):
+        seq = slice(start, end)
+        q_HLD, k_HLD, v_HLD = (t[seq].transpose(0, 1).to(_accumulator(q)) for t in (q, k, v))
+        s_HLL = _scores(q_HLD, k_HLD, scale, causal)
+        p_HLL = _drop_scores(s_HLL.softmax(-1), start, dropout_p, seed, stream)
+        o_THD[seq] = (p_HLL @ v_HLD).transpose(0, 1).to(q.dtype)
+        lse_HT[:, seq] = s_HLL.logsumexp(-1)
+    return o_THD, lse_HT
+
+
+def attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of `attention`, from probabilities recomputed out of lse: p = exp(s - lse), ds = p * (dp - delta)."""
+    dq_THD, dk_THD, dv_THD = (t.new_empty(t.shape) for t in (q, k, v))
+    for start, end in pairwise(cu_seqlens.tolist()):
+        seq = slice(start, end)
+        q_HLD, k_HLD, v_HLD, o_HLD, do_HLD = (t[seq].transpose(0, 1).to(lse.dtype) for t in (q, k, v, o, do))
+        p_HLL = (_scores(q_HLD, k_HLD, scale, causal) - lse[:, seq, None]).exp()
+        dropped_HLL = _drop_scores(p_HLL, start, dropout_p, seed, stream)
+        dp_HLL = _drop_scores(do_HLD @ v_HLD.mT, start, dropout_p, seed, stream)
+        delta_HL1 = (do_HLD * o_HLD).sum(-1, keepdim=True)
+        ds_HLL = scale * p_HLL * (dp_HLL - delta_HL1)
+        dq_THD[seq] = (ds_HLL @ k_HLD).transpose(0, 1).to(q.dtype)
+        dk_THD[seq] = (ds_HLL.mT @ q_HLD).transpose(0, 1).to(k.dtype)
+        dv_THD[seq] = (dropped_HLL.mT @ do_HLD).transpose(0, 1).to(v.dtype)
+    return dq_THD, dk_THD, dv_THD
+
+
+def linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, approximate: str, keep_pre: bool
+) -> tuple[Tensor, Tensor]:
+    """y = gelu(pre),  with pre = x weight^T + bias.
+
+    Args:
+        x: (M, K).  weight: (N, K).  bias: (N,).
+        approximate: "none" for the exact, erf form, "tanh" for the tanh form.
+        keep_pre: whether the backward will need pre.
+
+    Returns:
+        y: (M, N).  pre: (M, N), or empty.
+    """
+    pre_MN = F.linear(x, weight, bias)
+    return F.gelu(pre_MN, approximate=approximate), pre_MN if keep_pre else x.new_empty(0)
+
+
+def gelu_backward(dy: Tensor, pre: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    """dpre: (M, N) = dy * gelu'(pre), and dbias: (N,) = the sum of its rows."""
+    z_MN, dy_MN = pre.to(_accumulator(pre)), dy.to(_accumulator(pre))
+    if approximate == "tanh":
+        u_MN = math.sqrt(2 / math.pi) * (z_MN + 0.044715 * z_MN**3)
+        du_MN = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z_MN**2)
+        slope_MN = 0.5 * (1 + u_MN.tanh()) + 0.5 * z_MN * (1 - u_MN.tanh() ** 2) * du_MN
+    else:
+        slope_MN = 0.5 * (1 + (z_MN / math.sqrt(2)).erf()) + z_MN * (-0.5 * z_MN**2).exp() / math.sqrt(2 * math.pi)
+    dpre_MN = dy_MN * slope_MN
+    return dpre_MN.to(pre.dtype), dpre_MN.sum(0).to(pre.dtype)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """loss = -log softmax(x weight^T + bias)[label] of each row.
+
+    Args:
+        x: (M, N).  weight: (V, N).  bias: (V,).
+        labels: (M,) int64 in [0, V), or ignore_index, for a loss of 0.
+
+    Returns:
+        loss: (M,).  lse: (M,), log of the sum of exp of the logits.  Both at least float32.
+    """
+    losses, lses = [], []
+    for rows in _row_chunks(x.shape[0], weight.shape[0]):
+        logits_MV = F.linear(x[rows], weight, bias).to(_accumulator(x))
+        losses.append(F.cross_entropy(logits_MV, labels[rows], ignore_index=ignore_index, reduction="none"))
+        lses.append(logits_MV.logsumexp(-1))
+    none = x.new_empty(0, dtype=_accumulator(x))
+    return torch.cat([none, *losses]), torch.cat([none, *lses])
+
+
+def linear_cross_entropy_backward(
+    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, lse: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dweight and dbias (empty without bias): dlogits = (softmax - onehot) * dloss, recomputed from lse."""
+    dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=lse.dtype)
+    dbias = weight.new_zeros(0 if bias is None else weight.shape[0], dtype=lse.dtype)
+    for rows in _row_chunks(x.shape[0], weight.shape[0]):
+        counted_M1 = (labels[rows] != ignore_index)[:, None]
+        dlogits_MV = (F.linear(x[rows], weight, bias).to(lse.dtype) - lse[rows, None]).exp_()
+        dlogits_MV.scatter_add_(1, torch.where(counted_M1, labels[rows, None], 0), -counted_M1.to(lse.dtype))
+        dlogits_MV *= torch.where(counted_M1, dloss[rows, None], 0.0)
+        if bias is not None:
+            dbias += dlogits_MV.sum(0)
+        dlogits_MV = dlogits_MV.to(x.dtype)
+        dx[rows] = dlogits_MV @ weight
+        dweight += dlogits_MV.T @ x[rows]
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def encoder(
+    weights: Mapping[str, Tensor],
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    num_heads: int,
+    eps: float,
+    approximate: str = "none",
+    causal: bool = False,
+    hidden_dropout_p: float = 0.0,
+    attention_dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> list[Tensor]:
+    """A whole BERT encoder on packed tokens.  Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
+
+    Args:
+        weights: by the names of BERT's checkpoints, from "embeddings.word_embeddings.weight" on.
+        input_ids, token_type_ids, position_ids: (T,) int64.  cu_seqlens: (B + 1,) int32.
+
+    Returns:
+        The embeddings' output and each layer's, (T, N).
+    """
+    max_seqlen = int(cu_seqlens.diff().max())
+    hidden_TN, _, _ = embedding(
+        input_ids,
+        position_ids,
+        token_type_ids,
+        *(weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")),
+        *_affine(weights, "embeddings.LayerNorm"),
+        padding_idx=-1,
+        eps=eps,
+        dropout_p=hidden_dropout_p,
+        seed=seed,
+        stream=0,
+    )
+    hidden_states = [hidden_TN]
+    layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
+    for i in range(layers):
+        layer, stream = f"encoder.layer.{i}", 1 + 3 * i
+        q, k, v = (
+            F.linear(hidden_TN, *_affine(weights, f"{layer}.attention.self.{name}")).unflatten(-1, (num_heads, -1))
+            for name in ("query", "key", "value")
+        )
+        scale = q.shape[-1] ** -0.5
+        o_THD, _ = attention(
+            q, k, v, cu_seqlens, max_seqlen, scale, causal, attention_dropout_p, seed, stream
+        )  # fmt: skip
+        x_TN = F.linear(o_THD.flatten(1), *_affine(weights, f"{layer}.attention.output.dense"))
+        norm = _affine(weights, f"{layer}.attention.output.LayerNorm")
+        hidden_TN, _, _ = layer_norm(x_TN, None, hidden_TN, *norm, eps, hidden_dropout_p, seed, stream + 1)
+
+        x_TN, _ = linear_gelu(hidden_TN, *_affine(weights, f"{layer}.intermediate.dense"), approximate, False)
+        x_TN = F.linear(x_TN, *_affine(weights, f"{layer}.output.dense"))
+        norm = _affine(weights, f"{layer}.output.LayerNorm")
+        hidden_TN, _, _ = layer_norm(x_TN, None, hidden_TN, *norm, eps, hidden_dropout_p, seed, stream + 2)
+        hidden_states.append(hidden_TN)
+    return hidden_states
+
+
+def _affine(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _before_norm(
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropout_p: float, seed: Tensor | None, stream: int
+) -> Tensor:
+    h_MN = x.to(_accumulator(x))
+    if x_bias is not None:
+        h_MN = h_MN + x_bias.to(h_MN)
+    h_MN = dropout(h_MN, dropout_p, seed, stream)
+    return h_MN if residual is None else h_MN + residual.to(h_MN)
+
+
+def _normalise(h_MN: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean_M = h_MN.mean(-1)
+    rstd_M = torch.rsqrt(h_MN.var(-1, correction=0) + eps)
+    x_hat_MN = (h_MN - mean_M[:, None]) * rstd_M[:, None]
+    return x_hat_MN * weight.to(h_MN) + bias.to(h_MN), mean_M, rstd_M
+
+
+def _normalise_backward(
+    dy: Tensor, h_MN: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy_MN = dy.to(mean.dtype)
+    x_hat_MN = (h_MN - mean[:, None]) * rstd[:, None]
+    g_MN = dy_MN * weight.to(mean.dtype)
+    dh_MN = rstd[:, None] * (g_MN - g_MN.mean(-1, True) - x_hat_MN * (g_MN * x_hat_MN).mean(-1, True))
+    return dh_MN, (dy_MN * x_hat_MN).sum(0).to(weight.dtype), dy_MN.sum(0).to(weight.dtype)
+
+
+def _embedding_sum(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    token_type_weight: Tensor,
+) -> Tensor:
+    h_TN = word_weight[input_ids].to(_accumulator(word_weight))
+    h_TN = h_TN + token_type_weight[token_type_ids].to(h_TN)
+    return h_TN + position_weight[position_ids].to(h_TN)
+
+
+def _scores(q_HLD: Tensor, k_HLD: Tensor, scale: float, causal: bool) -> Tensor:
+    s_HLL = scale * q_HLD @ k_HLD.mT
+    if causal:
+        left = torch.ones(s_HLL.shape[-2:], dtype=torch.bool, device=s_HLL.device).tril()
+        s_HLL = s_HLL.masked_fill(~left, float("-inf"))
+    return s_HLL
+
+
+def _drop_scores(s_HLL: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
+    if dropout_p == 0:
+        return s_HLL
+    assert seed is not None
+    keep_HLL = keep_mask(s_HLL.shape[0], first_row, *s_HLL.shape[1:], dropout_p, seed, stream)
+    return torch.where(keep_HLL, s_HLL * keep_scale(dropout_p), 0.0)
+
+
+def _row_chunks(rows: int, vocabulary: int) -> list[slice]:
+    """Rows a chunk's logits may have: 2^26 of them, 256 MiB in float32."""
+    step = max(1, 2**26 // vocabulary)
+    return [slice(start, start + step) for start in range(0, rows, step)]
