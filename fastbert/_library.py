@@ -35,11 +35,16 @@ def define(
     _LIB.impl(name, _SIDES[name]["cpu"], "CPU")
     torch.library.register_fake(f"fastbert::{name}", fake, lib=_LIB)
 
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)  # no zeros for outputs that have no gradient
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
     def no_derivative(*_: Any) -> Any:
         raise NotImplementedError(f"fastbert::{name} has no derivative: fastbert computes first derivatives only")
 
     torch.library.register_autograd(
-        f"fastbert::{name}", backward or no_derivative, setup_context=setup_context, lib=_LIB
+        f"fastbert::{name}", backward or no_derivative, setup_context=keep, lib=_LIB
     )
     op: OpOverload = getattr(torch.ops.fastbert, name).default
     return op

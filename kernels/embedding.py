@@ -28,10 +28,10 @@ def _cpu_sum(
     position_weight: Tensor,
     token_type_weight: Tensor,
 ) -> Tensor:
-    h = F.embedding(input_ids, word_weight)
-    if h.dtype in (torch.bfloat16, torch.float16):
-        h = h.float()
-    return h.add_(F.embedding(token_type_ids, token_type_weight)).add_(F.embedding(position_ids, position_weight))
+    wide = torch.promote_types(word_weight.dtype, torch.float32)
+    h = F.embedding(input_ids, word_weight).to(wide)
+    h.add_(F.embedding(token_type_ids, token_type_weight.to(wide)))
+    return h.add_(F.embedding(position_ids, position_weight.to(wide)))
 
 
 def _cpu_fwd(
@@ -86,7 +86,13 @@ def _cpu_bwd(
 
 
 def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) -> Tensor:
-    return torch.ops.aten.embedding_dense_backward(dh, ids, table.shape[0], padding_idx, False).to(table.dtype)
+    """Summed in dh's dtype over the rows that occur, then spread over a table of zeros."""
+    rows, row_of = ids.unique(return_inverse=True)
+    sums = torch.ops.aten.embedding_dense_backward(dh, row_of, rows.shape[0], -1, False)
+    gradient = torch.zeros_like(table).index_copy_(0, rows, sums.to(table.dtype))
+    if padding_idx >= 0:
+        gradient[padding_idx] = 0
+    return gradient
 
 
 def _fake_fwd(input_ids: Tensor, position_ids: Any, token_type_ids: Any, word_weight: Tensor, *_: Any) -> Any:

@@ -24,14 +24,12 @@ from fastbert.kernels import _cpu
 def _cpu_before_norm(
     x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropout_p: float, seed: Tensor | None, stream: int
 ) -> Tensor:
-    h = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    wide = torch.promote_types(x.dtype, torch.float32)
+    h = x.to(wide, copy=True)  # adding in one dtype is several times faster than adding mixed ones
     if x_bias is not None:
-        h = h.add_(x_bias) if h is not x else h + x_bias
-    if dropout_p > 0:
-        h = _cpu.dropout_(h.clone() if h is x else h, 0, dropout_p, seed, stream)
-    if residual is None:
-        return h
-    return h.add_(residual) if h is not x else h + residual
+        h.add_(x_bias.to(wide))
+    _cpu.dropout_(h, 0, dropout_p, seed, stream)
+    return h if residual is None else h.add_(residual.to(wide))
 
 
 def _cpu_fwd(
