@@ -43,9 +43,7 @@ def define(
     def no_derivative(*_: Any) -> Any:
         raise NotImplementedError(f"fastbert::{name} has no derivative: fastbert computes first derivatives only")
 
-    torch.library.register_autograd(
-        f"fastbert::{name}", backward or no_derivative, setup_context=keep, lib=_LIB
-    )
+    torch.library.register_autograd(f"fastbert::{name}", backward or no_derivative, setup_context=keep, lib=_LIB)
     op: OpOverload = getattr(torch.ops.fastbert, name).default
     return op
 

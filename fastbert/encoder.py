@@ -7,7 +7,7 @@ module, untouched; a leaf that somebody replaced or hooked (LoRA, quantisation, 
 Dimension key:  T packed tokens   N features   H heads   D head size
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from transformers.activations import ACT2FN
 
 from fastbert import functional
 from fastbert.packing import Packing
+
+
+Leaf = TypeVar("Leaf", bound=nn.Module)
 
 
 class Run(NamedTuple):
@@ -30,7 +33,7 @@ class Run(NamedTuple):
     seed: Tensor | None
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module, kind: type[Leaf]) -> TypeGuard[Leaf]:
     """Whether reading the module's parameters is the same as calling it."""
     return (
         type(module) is kind
@@ -119,7 +122,7 @@ def embed(
     )
 
 
-def _is_plain_table(module: nn.Module) -> bool:
+def _is_plain_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
     return is_plain(module, nn.Embedding) and module.max_norm is None and not module.sparse
 
 
@@ -138,17 +141,15 @@ def self_attention(
     key: nn.Module,
     value: nn.Module,
     head_dim: int,
-    dropout: nn.Module,
     run: Run,
     stream: int,
     *,
     scale: float | None = None,
     causal: bool = False,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T) v within each sequence, all heads side by side. (T, N) to (T, H D)."""
-    q_THD, k_THD, v_THD = (
-        projection(hidden_TN).unflatten(-1, (-1, head_dim)) for projection in (query, key, value)
-    )
+    q_THD, k_THD, v_THD = (projection(hidden_TN).unflatten(-1, (-1, head_dim)) for projection in (query, key, value))
     o_THD = functional.attention(
         q_THD,
         k_THD,
@@ -157,7 +158,7 @@ def self_attention(
         run.packing.max_seqlen,
         scale=scale,
         causal=causal,
-        dropout_p=dropout_p(dropout),
+        dropout_p=dropout_p,
         seed=run.seed,
         stream=stream,
     )
@@ -170,14 +171,17 @@ def project_and_add(
     """LayerNorm(dropout(dense(x)) + residual), the end of both halves of a layer."""
     p = dropout_p(dropout)
     if not is_plain(norm, nn.LayerNorm):
-        return norm(F.dropout(dense(x), p) + residual_TN)
-    fuse_bias = is_plain(dense, nn.Linear)
+        return cast(Tensor, norm(F.dropout(dense(x), p) + residual_TN))
+    if is_plain(dense, nn.Linear):
+        x, x_bias = F.linear(x, dense.weight), dense.bias
+    else:
+        x, x_bias = dense(x), None
     return functional.layer_norm(
-        F.linear(x, dense.weight) if fuse_bias else dense(x),
+        x,
         norm.weight,
         norm.bias,
         residual=residual_TN,
-        x_bias=dense.bias if fuse_bias else None,
+        x_bias=x_bias,
         eps=norm.eps,
         dropout_p=p,
         seed=run.seed,
@@ -188,8 +192,8 @@ def project_and_add(
 def linear_activation(x: Tensor, dense: nn.Module, activation: nn.Module) -> Tensor:
     """activation(dense(x)), in one operator where that is a GELU."""
     form = gelu_form(activation)
-    if form is None or dense.bias is None or not is_plain(dense, nn.Linear):
-        return activation(dense(x))
+    if form is None or not is_plain(dense, nn.Linear) or dense.bias is None:
+        return cast(Tensor, activation(dense(x)))
     return functional.linear_gelu(x, dense.weight, dense.bias, approximate=form)
 
 

@@ -6,6 +6,8 @@ mask itself is a function of (seed, stream), see `fastbert.reference`. The drop 
 Dimension key:  T packed tokens   N features   K input features   V vocabulary   B batch   H heads   D head size
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -57,9 +59,7 @@ def embedding(
     """
     ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
     for name, t in ids.items():
-        _check(
-            t.shape == input_ids.shape, lambda n=name, t=t: f"{n} is {_shape(t)}, but input_ids {_shape(input_ids)}"
-        )
+        _check(t.shape == input_ids.shape, lambda n=name, t=t: f"{n} is {_shape(t)}, but input_ids {_shape(input_ids)}")
         _check(
             t.dtype in (torch.int64, torch.int32), lambda n=name, t=t: f"{n} must be int64 or int32, but is {t.dtype}"
         )
@@ -85,7 +85,7 @@ def embedding(
         seed,
         stream,
     )
-    return y.view(*input_ids.shape, N)
+    return cast(Tensor, y.view(*input_ids.shape, N))
 
 
 def layer_norm(
@@ -130,7 +130,7 @@ def layer_norm(
         _seed(seed, dropout_p, x),
         stream,
     )
-    return y.view(x.shape)
+    return cast(Tensor, y.view(x.shape))
 
 
 def attention(
@@ -174,7 +174,7 @@ def attention(
     scale = q.shape[2] ** -0.5 if scale is None else scale
     seed = _seed(seed, dropout_p, q)
     o, _ = attention_fwd(q, k, v, cu_seqlens, max_seqlen, scale, causal, dropout_p, seed, stream)
-    return o
+    return cast(Tensor, o)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:
@@ -190,15 +190,13 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "
     Raises:
         ValueError: if shapes or devices do not fit together, or `approximate` is neither.
     """
-    _check(
-        approximate in ("none", "tanh"), lambda: f"approximate must be 'none' or 'tanh', but is {approximate!r}"
-    )
+    _check(approximate in ("none", "tanh"), lambda: f"approximate must be 'none' or 'tanh', but is {approximate!r}")
     _check_linear(x, weight, bias)
     dtype = _autocast_dtype(x)
     x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     keep_pre = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
     y, _ = linear_gelu_fwd(x.reshape(-1, x.shape[-1]), weight, bias, approximate, keep_pre)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return cast(Tensor, y.view(*x.shape[:-1], weight.shape[0]))
 
 
 def linear_cross_entropy(
@@ -235,7 +233,7 @@ def linear_cross_entropy(
     losses, _ = linear_cross_entropy_fwd(
         x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), labels, ignore_index
     )
-    return losses.sum() / (counted.sum() if num_items is None else num_items)
+    return cast(Tensor, losses.sum() / (counted.sum() if num_items is None else num_items))
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:

@@ -113,7 +113,9 @@ class Packing:
                 max_seqlen is too small.
         """
         if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0 or cu_seqlens.dtype != torch.int32:
-            raise ValueError(f"cu_seqlens must be (batch + 1,) int32, but is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+            raise ValueError(
+                f"cu_seqlens must be (batch + 1,) int32, but is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
+            )
         if cu_seqlens.device.type == "cpu":
             bounds = cu_seqlens.tolist()
             if bounds[0] != 0 or bounds[-1] != tokens or bounds != sorted(bounds):
@@ -128,27 +130,31 @@ class Packing:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Packing":
         """The same on another device, for models whose layers lie on several."""
-        moved = (t if t is None else t.to(device, non_blocking=non_blocking) for t in (self.cu_seqlens, self.position_ids, self.indices))
-        cu_seqlens, position_ids, indices = moved
+        cu_seqlens, position_ids = (
+            t.to(device, non_blocking=non_blocking) for t in (self.cu_seqlens, self.position_ids)
+        )
+        indices = None if self.indices is None else self.indices.to(device, non_blocking=non_blocking)
         return Packing(cu_seqlens, self.max_seqlen, position_ids, indices, self.shape)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) to (T, ...)."""
-        flat = padded.flatten(0, 1)
+        flat: Tensor = padded.flatten(0, 1)
         return flat if self.indices is None else flat.index_select(0, self.indices)
 
     def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
         """(T, ...) to (B, L, ...), padding filled with `fill`."""
         B, L = self.shape
         if self.indices is None:
-            return packed.unflatten(0, (B, L))
+            return packed.view(B, L, *packed.shape[1:])
         padded = packed.new_full((B * L, *packed.shape[1:]), fill)
-        return padded.index_copy_(0, self.indices, packed).unflatten(0, (B, L))
+        return padded.index_copy_(0, self.indices, packed).view(B, L, *packed.shape[1:])
 
     def per_sequence(self) -> "Packing":
         """The same packed tokens as right-padded rows, (B, max_seqlen): for a batch that came packed."""
         seqlens = self.cu_seqlens.diff().long()
-        row = torch.repeat_interleave(torch.arange(self.sequences, device=seqlens.device), seqlens, output_size=self.tokens)
+        row = torch.repeat_interleave(
+            torch.arange(self.sequences, device=seqlens.device), seqlens, output_size=self.tokens
+        )
         column = torch.arange(self.tokens, device=seqlens.device) - self.cu_seqlens.long()[row]
         return Packing(
             self.cu_seqlens,

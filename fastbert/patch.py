@@ -1,6 +1,7 @@
 """patch, unpatch and report: fastbert in a model that is loaded already."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,7 +39,9 @@ def patch(model: Model, *, strict: bool = False, residual_dtype: str | None = No
     if not any(isinstance(m, PreTrainedModel) and _known(type(m)) for m in model.modules()):
         known = ", ".join(sorted(c.__name__ for c in CLASSES if issubclass(c, PreTrainedModel)))
         inside = sorted({type(m).__name__ for m in model.modules() if isinstance(m, PreTrainedModel)})
-        raise ValueError(f"{' with '.join([type(model).__name__, *inside[:1]])} is no model that fastbert knows: {known}")
+        raise ValueError(
+            f"{' with '.join([type(model).__name__, *inside[:1]])} is no model that fastbert knows: {known}"
+        )
     _base.swap(model, CLASSES, _base.State(strict, _RESIDUAL_DTYPES[residual_dtype]))
     return model
 
@@ -104,7 +107,8 @@ def report(model: nn.Module) -> Report:
         if isinstance(module, PreTrainedModel):
             packed_calls += _base.state(module).packed_calls
             fallbacks += _base.state(module).fallbacks
-        for part, why in module.fusions() if hasattr(module, "fusions") else ():
+        fusions: Callable[[], list[tuple[str, str | None]]] = getattr(module, "fusions", list)
+        for part, why in fusions():
             if why is None:
                 fused[part] += 1
             else:

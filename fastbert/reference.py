@@ -52,9 +52,7 @@ def _multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return (low & 0xFFFF) | ((middle & 0xFFFF) << 16), (high >> 16) + (middle >> 16)
 
 
-def keep_mask(
-    heads: int, first_row: int, rows: int, cols: int, dropout_p: float, seed: Tensor, stream: int
-) -> Tensor:
+def keep_mask(heads: int, first_row: int, rows: int, cols: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
     """The dropout mask of rows `first_row`, `first_row + 1`, ...
 
     Args:
@@ -79,7 +77,8 @@ def dropout(x: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Te
     if dropout_p == 0:
         return x
     assert seed is not None
-    (keep_MN,) = keep_mask(1, 0, *x.shape, dropout_p, seed, stream)
+    M, N = x.shape
+    (keep_MN,) = keep_mask(1, 0, M, N, dropout_p, seed, stream)
     return torch.where(keep_MN, x * keep_scale(dropout_p), 0.0)
 
 
@@ -273,9 +272,7 @@ def attention_backward(
     return dq_THD, dk_THD, dv_THD
 
 
-def linear_gelu(
-    x: Tensor, weight: Tensor, bias: Tensor, approximate: str, keep_pre: bool
-) -> tuple[Tensor, Tensor]:
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, approximate: str, keep_pre: bool) -> tuple[Tensor, Tensor]:
     """y = gelu(pre),  with pre = x weight^T + bias.
 
     Args:
@@ -368,17 +365,12 @@ def encoder(
         The embeddings' output and each layer's, (T, N).
     """
     max_seqlen = int(cu_seqlens.diff().max())
+    word, position, token_type = (
+        weights[f"embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type")
+    )
+    norm = _affine(weights, "embeddings.LayerNorm")
     hidden_TN, _, _ = embedding(
-        input_ids,
-        position_ids,
-        token_type_ids,
-        *(weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")),
-        *_affine(weights, "embeddings.LayerNorm"),
-        padding_idx=-1,
-        eps=eps,
-        dropout_p=hidden_dropout_p,
-        seed=seed,
-        stream=0,
+        input_ids, position_ids, token_type_ids, word, position, token_type, *norm, -1, eps, hidden_dropout_p, seed, 0
     )
     hidden_states = [hidden_TN]
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
@@ -464,7 +456,8 @@ def _drop_scores(s_HLL: Tensor, first_row: int, dropout_p: float, seed: Tensor |
     if dropout_p == 0:
         return s_HLL
     assert seed is not None
-    keep_HLL = keep_mask(s_HLL.shape[0], first_row, *s_HLL.shape[1:], dropout_p, seed, stream)
+    H, M, N = s_HLL.shape
+    keep_HLL = keep_mask(H, first_row, M, N, dropout_p, seed, stream)
     return torch.where(keep_HLL, s_HLL * keep_scale(dropout_p), 0.0)
 
 

@@ -35,7 +35,7 @@ def _runs(cu_seqlens: Tensor) -> list[tuple[int, int, int]]:
 
 def _as_batch(t: Tensor, start: int, count: int, length: int) -> Tensor:
     """(count, H, length, D): a view of some of the packed tokens."""
-    return t[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
+    return t[start : start + count * length].view(count, length, *t.shape[1:]).transpose(1, 2)
 
 
 def _as_packed(parts: list[Tensor], like: Tensor) -> Tensor:

@@ -21,9 +21,7 @@ def _fake_fwd(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], dtype=dtype), x.new_empty(x.shape[0], dtype=dtype)
 
 
-def _fake_bwd(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_bwd(dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     dbias = weight.new_empty(0 if bias is None else weight.shape[0])
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
 

@@ -65,8 +65,8 @@ def _cpu_bwd(
     dh, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.to(h.dtype), h, [h.shape[-1]], *stats, weight.to(h.dtype), weight.to(h.dtype), [True, True, True]
     )
-    no_residual, one_dtype = residual is None, residual is not None and residual.dtype == x.dtype
-    dresidual = x.new_empty(0) if no_residual or (dropout_p == 0 and one_dtype) else dh.to(residual.dtype, copy=True)
+    same = residual is None or (dropout_p == 0 and residual.dtype == x.dtype)
+    dresidual = x.new_empty(0) if same or residual is None else dh.to(residual.dtype, copy=True)
     dx = _cpu.dropout_(dh, 0, dropout_p, seed, stream)
     return (
         dx.to(x.dtype),

@@ -101,6 +101,16 @@ def mean_over_items(mean: Tensor, labels: Tensor, num_items: Tensor | int) -> Te
     return torch.where(here > 0, mean, 0.0) * here / num_items
 
 
+def same_signature(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For a forward that replaces transformers' own: the Trainer and others look at its arguments by name."""
+
+    def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
+        forward.__signature__ = inspect.signature(stock.forward)  # type: ignore[attr-defined]
+        return forward
+
+    return decorate
+
+
 def honour_num_items(stock: type[PreTrainedModel]) -> Callable[..., Any]:
     """A head's forward whose loss is divided by `num_items_in_batch` where that is given.
 
@@ -115,10 +125,10 @@ def honour_num_items(stock: type[PreTrainedModel]) -> Callable[..., Any]:
         num_items = kwargs.pop("num_items_in_batch", None)
         if num_items is None:
             return stock_forward(self, *args, **kwargs)
-        labels = kwargs["labels"] if "labels" in kwargs else parameters.bind(self, *args).arguments.get("labels")
+        labels = parameters.bind(self, *args, **kwargs).arguments.get("labels")
         return_dict = kwargs.pop("return_dict", None)
         output = stock_forward(self, *args, **kwargs, return_dict=True)
-        if output.loss is not None:
+        if labels is not None:
             output["loss"] = mean_over_items(output.loss, labels, num_items)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()

@@ -1,14 +1,15 @@
 """What a user passes to an encoder: checked, and packed.
 
 Shapes, dtypes and devices are always checked. Values (ids out of range, positions that restart) are checked where
-that costs no synchronisation of its own: on a CPU always; on a GPU in calls with a 2-D attention_mask, which read two
-numbers back anyway, and everywhere with FASTBERT_DEBUG=1 in the environment. Not while torch.compile traces.
+that costs little: on a CPU always; on a GPU in calls with a 2-D attention_mask, which wait for the GPU anyway to learn
+how many tokens there are, and everywhere with FASTBERT_DEBUG=1 in the environment. Without a mask, torch.compile
+traces none of these checks.
 
 Dimension key:  B batch   L padded length   T packed tokens   N features
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class Inputs:
     Attributes:
         input_ids, position_ids, token_type_ids: (T,) int64.  With inputs_embeds, input_ids are rows of those.
         inputs_embeds: (B L, N), or None.
+        pads_first: some sequence starts with padding, so that its row's first token is none of it.
     """
 
     packing: Packing
@@ -43,6 +45,7 @@ class Inputs:
     position_ids: Tensor
     token_type_ids: Tensor
     inputs_embeds: Tensor | None
+    pads_first: bool = False
 
 
 def rectangle(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
@@ -115,7 +118,9 @@ def prepare(
     if attention_mask is not None and attention_mask.shape != (B, L):
         raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, not ({B}, {L}) as the batch")
     if inputs_embeds is not None and inputs_embeds.shape[2] != limits.hidden_size:
-        raise ValueError(f"inputs_embeds has {inputs_embeds.shape[2]} features, but hidden_size is {limits.hidden_size}")
+        raise ValueError(
+            f"inputs_embeds has {inputs_embeds.shape[2]} features, but hidden_size is {limits.hidden_size}"
+        )
 
     if cu_seqlens is not None:
         packing = _packing_of_packed((B, L), cu_seqlens, max_seqlen, attention_mask)
@@ -129,9 +134,12 @@ def prepare(
         raise ValueError(f"the batch is {L} tokens long, {_position_bound(limits)}")
 
     inputs = _pack(packing, (B, L), input_ids, token_type_ids, position_ids, inputs_embeds)
-    on_host = limits.device.type == "cpu" or attention_mask is not None or DEBUG
-    if on_host and not torch.compiler.is_compiling():
-        _check_values(inputs, limits, restart_is_wrong=position_ids is not None and cu_seqlens is None)
+    on_host = limits.device.type == "cpu" or DEBUG
+    if attention_mask is not None or (on_host and not torch.compiler.is_compiling()):
+        restarts = None
+        if position_ids is not None and cu_seqlens is None:
+            restarts = _restarts(position_ids.expand(B, L), attention_mask)
+        return replace(inputs, pads_first=_check_values(inputs, limits, restarts))
     return inputs
 
 
@@ -177,11 +185,11 @@ def _pack(
 
 
 @torch.compiler.disable
-def _check_values(inputs: Inputs, limits: Limits, restart_is_wrong: bool) -> None:
-    """One synchronisation for all of them."""
-    positions = inputs.position_ids
-    if positions.shape[0] == 0:
-        return
+def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None) -> bool:
+    """One synchronisation for all of them. Returns whether some sequence starts with padding."""
+    packing, positions = inputs.packing, inputs.position_ids
+    if packing.tokens == 0:
+        return False
     named = {
         "input_ids": (inputs.input_ids, limits.vocab_size, "vocab_size"),
         "token_type_ids": (inputs.token_type_ids, limits.type_vocab_size, "type_vocab_size"),
@@ -190,17 +198,30 @@ def _check_values(inputs: Inputs, limits: Limits, restart_is_wrong: bool) -> Non
     if inputs.inputs_embeds is not None:
         del named["input_ids"]
     extremes = [bound for ids, _, _ in named.values() for bound in torch.aminmax(ids)]
-    same_row = inputs.packing.position_ids.diff() > 0
-    restarts = (same_row & (positions.diff() < 0) & (positions[1:] == 0)).any()
-    *values, restarted = torch.stack([*extremes, restarts]).tolist()
+    pads_first = (packing.first(packing.position_ids[:, None]) > 0).any()
+    *values, restarted, padded = torch.stack(
+        [*extremes, pads_first if restarts is None else restarts, pads_first]
+    ).tolist()
     for (name, (_, bound, what)), low, high in zip(named.items(), values[::2], values[1::2], strict=True):
         if low < 0 or high >= bound:
             raise ValueError(f"{name} has {low if low < 0 else high}, not in [0, {bound}): {what} is {bound}")
-    if restarted and restart_is_wrong:
+    if restarted and restarts is not None:
         raise ValueError(
             "position_ids restart within a row, so it holds several sequences: "
             "pass cu_seq_lens_q and max_length_q, or they would attend to each other"
         )
+    return bool(padded)
+
+
+def _restarts(position_ids_BL: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """() bool: some row counts 0, 1, 2, ... and then from 0 again. Other orders are the user's own."""
+    if attention_mask is None:
+        both_valid = torch.ones_like(position_ids_BL[:, 1:], dtype=torch.bool)
+    else:
+        both_valid = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
+    after, before = position_ids_BL[:, 1:], position_ids_BL[:, :-1]
+    counts = ((after - before == 1) | (after == 0) | ~both_valid).all(-1)
+    return (counts & ((after == 0) & (before > 0) & both_valid).any(-1)).any()
 
 
 def _position_bound(limits: Limits) -> str:

@@ -32,9 +32,11 @@ Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does n
 
 
 class BertEmbeddings(stock.BertEmbeddings):
-    def forward(self, *args: Any, run: Run | None = None, inputs: _inputs.Inputs | None = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, *args: Any, run: Run | None = None, inputs: _inputs.Inputs | None = None, **kwargs: Any
+    ) -> Tensor:
         if run is None or inputs is None:
-            return cast(Tensor, super().forward(*args, **kwargs))
+            return super().forward(*args, **kwargs)
         hidden_TN = encoder.embed(
             inputs.input_ids,
             inputs.position_ids,
@@ -64,10 +66,10 @@ class BertSelfAttention(stock.BertSelfAttention):
             self.key,
             self.value,
             self.attention_head_size,
-            self.dropout,
             run,
             stream,
             scale=self.scaling,
+            dropout_p=self.dropout.p if self.training else 0.0,
         )
 
     def fusions(self) -> Fusions:
@@ -79,7 +81,7 @@ class BertSelfOutput(stock.BertSelfOutput):
         self, hidden_states: Tensor, input_tensor: Tensor, *, run: Run | None = None, stream: int = 0
     ) -> Tensor:
         if run is None:
-            return cast(Tensor, super().forward(hidden_states, input_tensor))
+            return super().forward(hidden_states, input_tensor)
         return encoder.project_and_add(
             hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream
         )
@@ -109,7 +111,7 @@ class BertOutput(stock.BertOutput):
         self, hidden_states: Tensor, input_tensor: Tensor, *, run: Run | None = None, stream: int = 0
     ) -> Tensor:
         if run is None:
-            return cast(Tensor, super().forward(hidden_states, input_tensor))
+            return super().forward(hidden_states, input_tensor)
         return encoder.project_and_add(
             hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream
         )
@@ -138,7 +140,7 @@ class BertEncoder(stock.BertEncoder):
         if run is None:
             return super().forward(hidden_states, *args, **kwargs)
         last, hidden = encoder.run_layers(hidden_states, self.layer, run, wanted or set())
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=hidden)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=cast(Any, hidden))
 
 
 class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
@@ -154,10 +156,12 @@ class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
 
 
 class BertLMPredictionHead(stock.BertLMPredictionHead):
-    def forward(self, hidden_states: Tensor, labels: Tensor | None = None, num_items: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, labels: Tensor | None = None, num_items: Tensor | int | None = None
+    ) -> Tensor:
         """Logits, (..., V); with labels, (M,), of hidden states (M, N), their cross-entropy."""
         if labels is None:
-            return cast(Tensor, super().forward(hidden_states))
+            return cast(Tensor, super().forward(hidden_states))  # type: ignore[no-untyped-call]
         hidden_MN = self.transform(hidden_states)
         if encoder.is_plain(self.decoder, nn.Linear):
             return functional.linear_cross_entropy(
@@ -181,11 +185,12 @@ class _Built:
     """Built directly (not patched later), a model gets fastbert's classes in all of its parts."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         _base.swap(cast(nn.Module, self), CLASSES, _base.State())
 
 
 class BertModel(_Built, stock.BertModel):
+    @_base.same_signature(stock.BertModel)
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -211,37 +216,36 @@ class BertModel(_Built, stock.BertModel):
             encoder_hidden_states, past_key_values, use_cache, attention_mask, kwargs
         )
         cu_seqlens = kwargs.get("cu_seq_lens_q")
+        inputs = None
         if reason is None:
-            _inputs.rectangle(input_ids, inputs_embeds)
-            if cu_seqlens is None and self._pools_padding(attention_mask):
-                reason = "the pooler reads each row's first token, and one is padding"
-        if reason is not None:
-            _base.fall_back(self, reason)
-            if cu_seqlens is not None:
-                raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
-            return super().forward(
+            inputs = _inputs.prepare(
+                self._limits(),
                 input_ids,
                 attention_mask,
                 token_type_ids,
                 position_ids,
                 inputs_embeds,
-                encoder_hidden_states,
-                encoder_attention_mask,
-                past_key_values,
-                use_cache,
+                cu_seqlens,
+                kwargs.get("max_length_q"),
+            )
+            if inputs.pads_first and self.pooler is not None:
+                reason = "the pooler reads each row's first token, and one is padding"
+        if inputs is None or reason is not None:
+            _base.fall_back(self, reason or "")
+            if cu_seqlens is not None:
+                raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
                 **kwargs,
             )
-
-        inputs = _inputs.prepare(
-            self._limits(),
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            cu_seqlens,
-            kwargs.get("max_length_q"),
-        )
         packing = inputs.packing
         drops = self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0
         run = Run(packing, functional.draw_seed(packing.cu_seqlens.device) if drops else None)
@@ -257,6 +261,7 @@ class BertModel(_Built, stock.BertModel):
         pooled = None
         if self.pooler is not None:
             pooled = self.pooler(packing.first(hidden_TN)[:, None])
+        last: Any
         if keep_packed:
             last = PackedHidden(hidden_TN, packing)
         else:
@@ -290,7 +295,7 @@ class BertModel(_Built, stock.BertModel):
             if isinstance(attention_mask, Tensor) and attention_mask.ndim != 4:
                 raise ValueError(f"attention_mask must be 2-D or 4-D, but is {tuple(attention_mask.shape)}")
             return "an attention_mask that is not 2-D"
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return "exporting: the exported program is transformers' own"
         if self.device.type not in ("cpu", "cuda"):
             return f"device {self.device.type}"
@@ -303,17 +308,15 @@ class BertModel(_Built, stock.BertModel):
             parts.append((layer, BertLayer))
             if isinstance(layer, BertLayer):
                 attention = layer.attention
-                parts += [(attention, BertAttention), (layer.intermediate, BertIntermediate), (layer.output, BertOutput)]
+                parts += [
+                    (attention, BertAttention),
+                    (layer.intermediate, BertIntermediate),
+                    (layer.output, BertOutput),
+                ]
                 if isinstance(attention, BertAttention):
                     parts += [(attention.self, BertSelfAttention), (attention.output, BertSelfOutput)]
         foreign = next((part for part, kind in parts if not isinstance(part, kind)), None)
         return None if foreign is None else f"a part that fastbert does not know: {type(foreign).__name__}"
-
-    def _pools_padding(self, attention_mask: Tensor | None) -> bool:
-        if attention_mask is None or self.pooler is None or attention_mask.shape[-1] == 0:
-            return False
-        keep = attention_mask != 0
-        return bool((~keep[:, 0] & keep.any(-1)).any())
 
     def fusions(self) -> Fusions:
         decoder = "a decoder" if self.config.is_decoder or self.config.add_cross_attention else None
@@ -333,7 +336,7 @@ class BertModel(_Built, stock.BertModel):
 class _Head(_Built):
     """What the heads with a logit for each token share."""
 
-    bert: BertModel
+    bert: Any
 
     def _encode(
         self, token_labels: Tensor | None, attention_mask: Tensor | None, **kwargs: Any
@@ -389,6 +392,7 @@ class _MaskedLMHead(_Head):
 
 
 class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
+    @_base.same_signature(stock.BertForMaskedLM)
     @can_return_tuple
     def forward(
         self,
@@ -416,12 +420,12 @@ class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
             **kwargs,
         )
         loss, logits = self._masked_lm(states, output.last_hidden_state, labels, num_items)
-        return BertMaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
-        )
+        kind = BertMaskedLMOutput if isinstance(logits, _base.Deferred) else MaskedLMOutput
+        return kind(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
 
 
 class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
+    @_base.same_signature(stock.BertForPreTraining)
     @can_return_tuple
     def forward(
         self,
@@ -457,7 +461,8 @@ class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
             if num_items is not None:
                 next_sentence_loss = next_sentence_loss * (labels != -100).sum() / num_items
             loss = cast(Tensor, loss) + next_sentence_loss
-        return BertForPreTrainingOutput(
+        kind = BertForPreTrainingOutput if isinstance(logits, _base.Deferred) else stock.BertForPreTrainingOutput
+        return kind(
             loss=loss,
             prediction_logits=logits,
             seq_relationship_logits=next_sentence_logits,
@@ -467,6 +472,7 @@ class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
 
 
 class BertForTokenClassification(_Head, stock.BertForTokenClassification):
+    @_base.same_signature(stock.BertForTokenClassification)
     @can_return_tuple
     def forward(
         self,
@@ -500,6 +506,7 @@ class BertForTokenClassification(_Head, stock.BertForTokenClassification):
 
 
 class BertForQuestionAnswering(_Head, stock.BertForQuestionAnswering):
+    @_base.same_signature(stock.BertForQuestionAnswering)
     @can_return_tuple
     def forward(
         self,

@@ -1,0 +1,44 @@
+# Everything has a name here, and CI calls the same names. `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo test lint types conformance bench sanitize clean
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## the virtual environment, with everything that is needed here
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## the main job on a real checkpoint
+	$(BIN)/fastbert demo
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install  ## mypy, and the extension's stub against the extension
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fastbert._C --ignore-missing-stub
+
+conformance: install  ## transformers' own model tests on fastbert's classes
+	$(BIN)/python conformance/run.py
+
+bench: install  ## patched against stock transformers on this machine; the README's table is its output
+	$(BIN)/python -m pytest bench --benchmark --benchmark-json=.out/bench.json
+
+sanitize:  ## the C++ core under the address and undefined-behaviour sanitizers
+	mkdir -p .out
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Wconversion -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
+	  csrc/selftest.cpp csrc/packing.cpp csrc/philox.cpp -o .out/selftest
+	.out/selftest
+
+clean:
+	rm -rf .out .conformance build *.egg-info fastbert/*.so

@@ -1,0 +1,177 @@
+"""patch, unpatch and report: models of transformers, PEFT and sentence-transformers, with parts that others replaced."""
+
+import copy
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import fastbert
+from tests.models import assert_gradients_close, batch, mask_named, minilm, no_dropout, pair, tiny_config
+
+
+def _classes(model: nn.Module) -> list[type]:
+    return [type(m) for m in model.modules()]
+
+
+def test_patch_and_unpatch_swap_classes_and_nothing_else() -> None:
+    stock, fast = pair("BertForSequenceClassification")
+    before, state = _classes(stock), {key: t.data_ptr() for key, t in stock.state_dict().items()}
+    inputs = batch("BertForSequenceClassification", mask_named("right"))
+    expected = stock(**inputs)
+    assert fastbert.patch(stock) is stock
+    assert _classes(stock) == _classes(fast)
+    assert {key: t.data_ptr() for key, t in stock.state_dict().items()} == state
+    assert [c.__name__ for c in _classes(stock)] == [c.__name__ for c in before]
+    torch.testing.assert_close(stock(**inputs).logits, expected.logits, atol=1e-5, rtol=1e-5)
+    assert fastbert.report(stock).packed_calls == 1
+    assert fastbert.unpatch(stock) is stock
+    assert _classes(stock) == before
+    assert torch.equal(stock(**inputs).logits, expected.logits)
+
+
+def test_patching_twice_is_patching_once() -> None:
+    stock, _ = pair("BertModel")
+    fastbert.patch(fastbert.patch(stock), strict=True)
+    with pytest.raises(fastbert.FellBack):
+        stock(**batch("BertModel", None), output_attentions=True)
+
+
+def test_options_belong_to_one_model() -> None:
+    first, second = fastbert.patch(pair("BertModel")[0], strict=True), fastbert.patch(pair("BertModel")[0])
+    second(**batch("BertModel", None), output_attentions=True)
+    assert fastbert.report(first).fallbacks.total() == 0
+    other = copy.deepcopy(second)
+    other(**batch("BertModel", None))
+    assert fastbert.report(second).packed_calls == 0
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential()], ids=["linear", "empty"])
+def test_nothing_to_patch(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"is no model that fastbert knows: BertFor.*BertModel"):
+        fastbert.patch(model)
+    for verb in (fastbert.unpatch, fastbert.report):
+        with pytest.raises(ValueError, match="is not patched"):
+            verb(model)
+
+
+def test_an_unknown_model_type_is_named() -> None:
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=10)
+    with pytest.raises(ValueError, match=r"GPT2Model .*is no model that fastbert knows"):
+        fastbert.patch(transformers.GPT2Model(config))
+
+
+def test_bad_option() -> None:
+    with pytest.raises(ValueError, match=r"residual_dtype must be .* but is 'int8'"):
+        fastbert.patch(pair("BertModel")[0], residual_dtype="int8")
+
+
+def test_report_says_what_is_fused_and_why_not() -> None:
+    stock, _ = pair("BertForMaskedLM", tiny_config(hidden_act="relu"))
+    fastbert.patch(stock)
+    report = fastbert.report(stock)
+    assert report.fused["packed attention"] == 3
+    assert report.fused["bias + dropout + residual + LayerNorm"] == 6
+    assert report.plain["linear + bias + GELU: ReLU is no GELU"] == 3
+    assert "0 packed, 0 fell back" in str(report)
+    assert "attention_fwd: " in str(report)
+
+
+class TestReplacedParts:
+    def test_lora(self) -> None:
+        """patch then get_peft_model, and get_peft_model then patch: equal to PEFT on transformers' own, and trains."""
+        stock, _ = pair("BertForSequenceClassification")
+        config = peft.LoraConfig(
+            r=4,
+            target_modules=["query", "value", "dense"],
+            task_type="SEQ_CLS",
+            init_lora_weights=False,
+            lora_dropout=0.0,
+        )
+        torch.manual_seed(5)
+        expected = peft.get_peft_model(copy.deepcopy(stock), config)
+        torch.manual_seed(5)
+        first = peft.get_peft_model(fastbert.patch(copy.deepcopy(stock)), config)
+        second = fastbert.patch(copy.deepcopy(expected))
+        inputs = batch("BertForSequenceClassification", mask_named("right"))
+        for model in (expected, first, second):
+            no_dropout(model)(**inputs).loss.backward()
+        for model in (first, second):
+            torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits, atol=1e-5, rtol=1e-5)
+            assert_gradients_close(model, expected)
+            assert fastbert.report(model).packed_calls == 2
+            assert fastbert.report(model).plain["linear + bias + GELU: Linear is called"] == 3
+        merged = first.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).logits, expected(**inputs).logits, atol=1e-5, rtol=1e-5)
+        assert fastbert.report(merged).fused["linear + bias + GELU"] == 3
+
+    @pytest.mark.parametrize("part", ["word_embeddings", "query", "dense", "LayerNorm", "decoder"])
+    def test_hooks_are_called(self, part: str) -> None:
+        stock, fast = pair("BertForMaskedLM")
+        calls = []
+        for model in (stock, fast):
+            for name, module in model.named_modules():
+                if name.endswith(part):
+                    module.register_forward_hook(
+                        lambda m, args, out, model=model: (calls.append(model is fast), 2 * out)[1]
+                    )
+        inputs = batch("BertForMaskedLM", None)
+        expected, actual = no_dropout(stock)(**inputs), no_dropout(fast)(**inputs)
+        assert calls.count(True) == calls.count(False) > 0
+        torch.testing.assert_close(actual.loss, expected.loss, atol=1e-4, rtol=1e-5)
+        for output in (expected, actual):
+            output.loss.backward()
+        assert_gradients_close(fast, stock)
+
+    def test_a_foreign_part_falls_back(self) -> None:
+        class Wrapper(nn.Module):
+            def __init__(self, inner: nn.Module) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, *args: object, **kwargs: object) -> object:
+                return self.inner(*args, **kwargs)
+
+        stock, fast = pair("BertModel")
+        for model in (stock, fast):
+            layer = model.encoder.layer[1]
+            layer.attention = Wrapper(layer.attention)
+        inputs = batch("BertModel", mask_named("right"))
+        torch.testing.assert_close(fast(**inputs).last_hidden_state, stock(**inputs).last_hidden_state)
+        assert fastbert.report(fast).fallbacks == {"a part that fastbert does not know: Wrapper": 1}
+
+    def test_frozen_parameters_get_no_gradient(self) -> None:
+        stock, fast = pair("BertForTokenClassification")
+        inputs = batch("BertForTokenClassification", mask_named("right"))
+        for model in (stock, fast):
+            for name, p in model.named_parameters():
+                p.requires_grad_("LayerNorm" in name or "intermediate.dense.bias" in name)
+            no_dropout(model)(**inputs).loss.backward()
+        assert_gradients_close(fast, stock)
+
+
+def test_sentence_transformer() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(minilm(), device="cpu")
+    texts = ["A fox.", "The tortoise and the hare agreed on a race and a judge.", "", "Grapes are sour " * 20]
+    expected = model.encode(texts)
+    fastbert.patch(model)
+    actual = model.encode(texts)
+    assert abs(actual - expected).max() <= 1e-6
+    assert fastbert.report(model).packed_calls >= 1
+    assert fastbert.report(model).fallbacks.total() == 0
+
+
+def test_pipeline(tmp_path: object) -> None:
+    path = minilm()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.AutoModel.from_pretrained(path)
+    texts = ["A fox and some grapes.", "A crow."]
+    features = transformers.pipeline("feature-extraction", model=model, tokenizer=tokenizer)
+    expected = features(texts)
+    fastbert.patch(features.model)
+    for a, e in zip(features(texts), expected, strict=True):
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(e), atol=1e-5, rtol=1e-5)
