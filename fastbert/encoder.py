@@ -17,7 +17,6 @@ from transformers.activations import ACT2FN
 from fastbert import functional
 from fastbert.packing import Packing
 
-
 Leaf = TypeVar("Leaf", bound=nn.Module)
 
 
@@ -35,13 +34,17 @@ class Run(NamedTuple):
 
 def is_plain(module: nn.Module, kind: type[Leaf]) -> TypeGuard[Leaf]:
     """Whether reading the module's parameters is the same as calling it."""
-    return (
-        type(module) is kind
-        and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        and all(type(p) in (nn.Parameter, Tensor) for p in module._parameters.values() if p is not None)
-    )
+    if type(module) is not kind:
+        return False
+    own = module.__dict__  # asked for every leaf in every call, so no detour through Module.__getattr__
+    if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        return False
+    if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return False
+    for parameter in own["_parameters"].values():
+        if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+            return False
+    return True
 
 
 def why_not_plain(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -60,10 +63,10 @@ def why_not_gelu(dense: nn.Module, activation: nn.Module) -> str | None:
 
 def gelu_form(activation: object) -> str | None:
     """ "none" (erf) or "tanh" for an activation that is a GELU, None for another one."""
-    return next((form for kind, form in _GELU_FORMS.items() if type(activation) is kind), None)
+    return _GELU_FORMS.get(type(activation))
 
 
-_GELU_FORMS = {
+_GELU_FORMS: dict[type, str] = {
     type(ACT2FN["gelu"]): "none",
     nn.GELU: "none",
     type(ACT2FN["gelu_new"]): "tanh",

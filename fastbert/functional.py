@@ -59,18 +59,16 @@ def embedding(
     """
     ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
     for name, t in ids.items():
-        _check(t.shape == input_ids.shape, lambda n=name, t=t: f"{n} is {_shape(t)}, but input_ids {_shape(input_ids)}")
-        _check(
-            t.dtype in (torch.int64, torch.int32), lambda n=name, t=t: f"{n} must be int64 or int32, but is {t.dtype}"
-        )
+        if t.shape != input_ids.shape:
+            raise ValueError(f"{name} is {_shape(t)}, but input_ids {_shape(input_ids)}")
+        if t.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must be int64 or int32, but is {t.dtype}")
     N = word_weight.shape[-1]
     for name, table in (("position_weight", position_weight), ("token_type_weight", token_type_weight)):
-        _check(
-            table.ndim == 2 and table.shape[1] == N,
-            lambda n=name, t=table: f"{n} is {_shape(t)}, not (_, {N}) as word_weight",
-        )
+        if table.ndim != 2 or table.shape[1] != N:
+            raise ValueError(f"{name} is {_shape(table)}, not (_, {N}) as word_weight")
     _check_norm(weight, bias, N)
-    _check_devices(**ids, word_weight=word_weight, weight=weight)
+    _check_devices(input_ids, **ids, word_weight=word_weight, weight=weight)
     seed = _seed(seed, dropout_p, input_ids)
     y, _, _ = embedding_fwd(
         *(t.reshape(-1).long() for t in ids.values()),
@@ -114,11 +112,11 @@ def layer_norm(
     """
     N = x.shape[-1]
     _check_norm(weight, bias, N)
-    if residual is not None:
-        _check(residual.shape == x.shape, lambda: f"residual is {_shape(residual)}, but x {_shape(x)}")
-    if x_bias is not None:
-        _check(x_bias.shape == (N,), lambda: f"x_bias is {_shape(x_bias)}, not ({N},)")
-    _check_devices(x=x, weight=weight, residual=residual, x_bias=x_bias)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual is {_shape(residual)}, but x {_shape(x)}")
+    if x_bias is not None and x_bias.shape != (N,):
+        raise ValueError(f"x_bias is {_shape(x_bias)}, not ({N},)")
+    _check_devices(x, weight=weight, residual=residual, x_bias=x_bias)
     y, _, _ = layer_norm_fwd(
         x.reshape(-1, N),
         x_bias,
@@ -160,17 +158,19 @@ def attention(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together.
     """
-    _check(q.ndim == 3, lambda: f"q must be (tokens, heads, head_dim), but is {_shape(q)}")
+    if q.ndim != 3:
+        raise ValueError(f"q must be (tokens, heads, head_dim), but is {_shape(q)}")
     for name, t in (("k", k), ("v", v)):
-        _check(t.shape == q.shape, lambda n=name, t=t: f"{n} is {_shape(t)}, but q {_shape(q)}")
-    _check(0 < q.shape[2] <= 256, lambda: f"head_dim must be in [1, 256], but is {q.shape[2]}")
-    _check(
-        cu_seqlens.dtype == torch.int32 and cu_seqlens.ndim == 1 and cu_seqlens.shape[0] > 0,
-        lambda: f"cu_seqlens must be (batch + 1,) int32, but is {_shape(cu_seqlens)} {cu_seqlens.dtype}",
-    )
-    _check_devices(q=q, k=k, v=v, cu_seqlens=cu_seqlens)
+        if t.shape != q.shape:
+            raise ValueError(f"{name} is {_shape(t)}, but q {_shape(q)}")
+    if not 0 < q.shape[2] <= 256:
+        raise ValueError(f"head_dim must be in [1, 256], but is {q.shape[2]}")
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens must be (batch + 1,) int32, but is {_shape(cu_seqlens)} {cu_seqlens.dtype}")
+    _check_devices(q, k=k, v=v, cu_seqlens=cu_seqlens)
     dtype = _autocast_dtype(q)
-    q, k, v = (t.to(dtype) for t in (q, k, v))
+    if q.dtype != dtype or k.dtype != dtype or v.dtype != dtype:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     seed = _seed(seed, dropout_p, q)
     o, _ = attention_fwd(q, k, v, cu_seqlens, max_seqlen, scale, causal, dropout_p, seed, stream)
@@ -190,10 +190,12 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "
     Raises:
         ValueError: if shapes or devices do not fit together, or `approximate` is neither.
     """
-    _check(approximate in ("none", "tanh"), lambda: f"approximate must be 'none' or 'tanh', but is {approximate!r}")
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be 'none' or 'tanh', but is {approximate!r}")
     _check_linear(x, weight, bias)
     dtype = _autocast_dtype(x)
-    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    if x.dtype != dtype or weight.dtype != dtype or bias.dtype != dtype:
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     keep_pre = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
     y, _ = linear_gelu_fwd(x.reshape(-1, x.shape[-1]), weight, bias, approximate, keep_pre)
     return cast(Tensor, y.view(*x.shape[:-1], weight.shape[0]))
@@ -222,13 +224,15 @@ def linear_cross_entropy(
         ValueError: if shapes or devices do not fit together, or a label is out of range (looked at on a CPU only).
     """
     _check_linear(x, weight, bias)
-    _check(labels.shape == x.shape[:-1], lambda: f"labels are {_shape(labels)}, but x is {_shape(x)}")
+    if labels.shape != x.shape[:-1]:
+        raise ValueError(f"labels are {_shape(labels)}, but x is {_shape(x)}")
     x, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
     counted = labels != ignore_index
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         V = weight.shape[0]
         wrong = counted & ((labels < 0) | (labels >= V))
-        _check(not bool(wrong.any()), lambda: f"labels has {int(labels[wrong][0])}, not in [0, {V})")
+        if wrong.any():
+            raise ValueError(f"labels has {int(labels[wrong][0])}, not in [0, {V})")
     dtype = _autocast_dtype(x)
     losses, _ = linear_cross_entropy_fwd(
         x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), labels, ignore_index
@@ -245,36 +249,32 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 
 
 def _seed(seed: Tensor | None, dropout_p: float, like: Tensor) -> Tensor | None:
-    _check(0 <= dropout_p <= 1, lambda: f"dropout_p must be in [0, 1], but is {dropout_p}")
     if dropout_p == 0:
         return None
+    if not 0 < dropout_p <= 1:
+        raise ValueError(f"dropout_p must be in [0, 1], but is {dropout_p}")
     return draw_seed(like.device) if seed is None else seed
-
-
-def _check(condition: bool, message: object) -> None:
-    if not condition:
-        raise ValueError(message() if callable(message) else message)
 
 
 def _check_norm(weight: Tensor, bias: Tensor, N: int) -> None:
     for name, t in (("weight", weight), ("bias", bias)):
-        _check(t.shape == (N,), lambda n=name, t=t: f"{n} is {_shape(t)}, not ({N},)")
+        if t.shape != (N,):
+            raise ValueError(f"{name} is {_shape(t)}, not ({N},)")
 
 
 def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    _check(
-        weight.ndim == 2 and weight.shape[1] == x.shape[-1],
-        lambda: f"weight is {_shape(weight)}, but x has {x.shape[-1]} features",
-    )
-    if bias is not None:
-        _check(bias.shape == weight.shape[:1], lambda: f"bias is {_shape(bias)}, not ({weight.shape[0]},)")
-    _check_devices(x=x, weight=weight, bias=bias)
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"weight is {_shape(weight)}, but x has {x.shape[-1]} features")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias is {_shape(bias)}, not ({weight.shape[0]},)")
+    _check_devices(x, weight=weight, bias=bias)
 
 
-def _check_devices(**tensors: Tensor | None) -> None:
-    (first, like), *others = ((name, t) for name, t in tensors.items() if t is not None)
-    for name, t in others:
-        _check(t.device == like.device, lambda n=name, t=t: f"{n} is on {t.device}, but {first} on {like.device}")
+def _check_devices(first: Tensor, **others: Tensor | None) -> None:
+    device = first.device
+    for name, t in others.items():
+        if t is not None and t.device != device:
+            raise ValueError(f"{name} is on {t.device}, but the first argument on {device}")
 
 
 def _shape(t: Tensor) -> str:

@@ -33,6 +33,11 @@ def keep_scale(dropout_p: float) -> float:
     return 256 / kept if kept else 0.0
 
 
+def accumulator(x: Tensor) -> torch.dtype:
+    """What sums over x and statistics of it are kept in: at least float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10: four words of 32 random bits for each counter, held in int64."""
     c0, c1, c2, c3 = counter
@@ -230,10 +235,10 @@ def attention(
         o: (T, H, D) in q.dtype.  lse: (H, T), log of the sum of exp of the scores, at least float32.
     """
     T, H, _ = q.shape
-    o_THD, lse_HT = q.new_empty(q.shape), q.new_empty(H, T, dtype=_accumulator(q))
+    o_THD, lse_HT = q.new_empty(q.shape), q.new_empty(H, T, dtype=accumulator(q))
     for start, end in pairwise(cu_seqlens.tolist()):
         seq = slice(start, end)
-        q_HLD, k_HLD, v_HLD = (t[seq].transpose(0, 1).to(_accumulator(q)) for t in (q, k, v))
+        q_HLD, k_HLD, v_HLD = (t[seq].transpose(0, 1).to(accumulator(q)) for t in (q, k, v))
         s_HLL = _scores(q_HLD, k_HLD, scale, causal)
         p_HLL = _drop_scores(s_HLL.softmax(-1), start, dropout_p, seed, stream)
         o_THD[seq] = (p_HLL @ v_HLD).transpose(0, 1).to(q.dtype)
@@ -289,7 +294,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, approximate: str, keep_
 
 def gelu_backward(dy: Tensor, pre: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
     """dpre: (M, N) = dy * gelu'(pre), and dbias: (N,) = the sum of its rows."""
-    z_MN, dy_MN = pre.to(_accumulator(pre)), dy.to(_accumulator(pre))
+    z_MN, dy_MN = pre.to(accumulator(pre)), dy.to(accumulator(pre))
     if approximate == "tanh":
         u_MN = math.sqrt(2 / math.pi) * (z_MN + 0.044715 * z_MN**3)
         du_MN = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z_MN**2)
@@ -314,10 +319,10 @@ def linear_cross_entropy(
     """
     losses, lses = [], []
     for rows in _row_chunks(x.shape[0], weight.shape[0]):
-        logits_MV = F.linear(x[rows], weight, bias).to(_accumulator(x))
+        logits_MV = F.linear(x[rows], weight, bias).to(accumulator(x))
         losses.append(F.cross_entropy(logits_MV, labels[rows], ignore_index=ignore_index, reduction="none"))
         lses.append(logits_MV.logsumexp(-1))
-    none = x.new_empty(0, dtype=_accumulator(x))
+    none = x.new_empty(0, dtype=accumulator(x))
     return torch.cat([none, *losses]), torch.cat([none, *lses])
 
 
@@ -400,14 +405,10 @@ def _affine(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _before_norm(
     x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropout_p: float, seed: Tensor | None, stream: int
 ) -> Tensor:
-    h_MN = x.to(_accumulator(x))
+    h_MN = x.to(accumulator(x))
     if x_bias is not None:
         h_MN = h_MN + x_bias.to(h_MN)
     h_MN = dropout(h_MN, dropout_p, seed, stream)
@@ -439,7 +440,7 @@ def _embedding_sum(
     position_weight: Tensor,
     token_type_weight: Tensor,
 ) -> Tensor:
-    h_TN = word_weight[input_ids].to(_accumulator(word_weight))
+    h_TN = word_weight[input_ids].to(accumulator(word_weight))
     h_TN = h_TN + token_type_weight[token_type_ids].to(h_TN)
     return h_TN + position_weight[position_ids].to(h_TN)
 

@@ -59,21 +59,21 @@ def _cpu_fwd(
     stream: int,
 ) -> tuple[Tensor, Tensor]:
     outputs: list[Tensor] = []
-    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=_statistics(q))
+    lses = [q.new_empty((q.shape[1], 0), dtype=reference.accumulator(q))]
     for start, count, length in _runs(cu_seqlens):
         if dropout_p == 0:
             run = (_as_batch(t, start, count, length) for t in (q, k, v))
-            o, lse_run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*run, 0.0, causal, scale=scale)
+            o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*run, 0.0, causal, scale=scale)
             outputs.append(o)
-            lse[:, start : start + count * length] = lse_run.transpose(0, 1).flatten(1)
+            lses.append(lse.transpose(0, 1).flatten(1))
             continue
         for first in range(start, start + count * length, length):
-            qs, ks, vs = (_as_batch(t, first, 1, length)[0].to(lse.dtype) for t in (q, k, v))
+            qs, ks, vs = (_as_batch(t, first, 1, length)[0].to(lses[0].dtype) for t in (q, k, v))
             s = _scores(qs, ks, scale, causal)
-            lse[:, first : first + length] = s.logsumexp(-1)
+            lses.append(s.logsumexp(-1))
             p = _cpu.dropout_(s.softmax(-1), first, dropout_p, seed, stream)
             outputs.append((p @ vs).to(q.dtype)[None])
-    return _as_packed(outputs, q), lse
+    return _as_packed(outputs, q), torch.cat(lses, dim=1)
 
 
 def _cpu_bwd(
@@ -121,10 +121,6 @@ def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     return s
 
 
-def _statistics(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 attention_bwd = _library.define(
     "attention_bwd(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor cu_seqlens,"
     " SymInt max_seqlen, float scale, bool causal, float dropout_p, Tensor? seed, int stream)"
@@ -153,7 +149,10 @@ attention_fwd = _library.define(
     " float dropout_p, Tensor? seed, int stream) -> (Tensor o, Tensor lse)",
     cuda=reference.attention,
     cpu=_cpu_fwd,
-    fake=lambda q, k, v, *_: (q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=_statistics(q))),
+    fake=lambda q, k, v, *_: (
+        q.new_empty(q.shape),
+        q.new_empty((q.shape[1], q.shape[0]), dtype=reference.accumulator(q)),
+    ),
     setup_context=_save,
     backward=_backward,
 )

@@ -28,7 +28,7 @@ def _cpu_sum(
     position_weight: Tensor,
     token_type_weight: Tensor,
 ) -> Tensor:
-    wide = torch.promote_types(word_weight.dtype, torch.float32)
+    wide = reference.accumulator(word_weight)
     h = F.embedding(input_ids, word_weight).to(wide)
     h.add_(F.embedding(token_type_ids, token_type_weight.to(wide)))
     return h.add_(F.embedding(position_ids, position_weight.to(wide)))
@@ -97,7 +97,7 @@ def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) ->
 
 def _fake_fwd(input_ids: Tensor, position_ids: Any, token_type_ids: Any, word_weight: Tensor, *_: Any) -> Any:
     T, N = input_ids.shape[0], word_weight.shape[1]
-    statistics = torch.float64 if word_weight.dtype == torch.float64 else torch.float32
+    statistics = reference.accumulator(word_weight)
     y = word_weight.new_empty(T, N)
     return y, y.new_empty(T, dtype=statistics), y.new_empty(T, dtype=statistics)
 

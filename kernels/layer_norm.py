@@ -24,12 +24,16 @@ from fastbert.kernels import _cpu
 def _cpu_before_norm(
     x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropout_p: float, seed: Tensor | None, stream: int
 ) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    h = x.to(wide, copy=True)  # adding in one dtype is several times faster than adding mixed ones
+    wide = reference.accumulator(x)
+    h = x if x.dtype == wide else x.to(wide)  # adding in one dtype is several times faster than adding mixed ones
     if x_bias is not None:
-        h.add_(x_bias.to(wide))
-    _cpu.dropout_(h, 0, dropout_p, seed, stream)
-    return h if residual is None else h.add_(residual.to(wide))
+        h = h + (x_bias if x_bias.dtype == wide else x_bias.to(wide))
+    if dropout_p > 0:
+        h = _cpu.dropout_(h.clone() if h is x else h, 0, dropout_p, seed, stream)
+    if residual is None:
+        return h
+    residual = residual if residual.dtype == wide else residual.to(wide)
+    return h + residual if h is x else h.add_(residual)
 
 
 def _cpu_fwd(
@@ -44,8 +48,11 @@ def _cpu_fwd(
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     h = _cpu_before_norm(x, x_bias, residual, dropout_p, seed, stream)
-    y, mean, rstd = torch.native_layer_norm(h, [h.shape[-1]], weight.to(h.dtype), bias.to(h.dtype), eps)
-    return y.to(x.dtype if residual is None else residual.dtype), mean.view(-1), rstd.view(-1)
+    if weight.dtype != h.dtype:
+        weight, bias = weight.to(h.dtype), bias.to(h.dtype)
+    y, mean, rstd = torch.native_layer_norm(h, h.shape[1:], weight, bias, eps)
+    dtype = x.dtype if residual is None else residual.dtype
+    return y if y.dtype == dtype else y.to(dtype), mean.view(-1), rstd.view(-1)
 
 
 def _cpu_bwd(
@@ -79,7 +86,7 @@ def _cpu_bwd(
 
 def _fake_fwd(x: Tensor, x_bias: Any, residual: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     M = x.shape[0]
-    statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
+    statistics = reference.accumulator(x)
     y = x.new_empty(x.shape, dtype=x.dtype if residual is None else residual.dtype)
     return y, x.new_empty(M, dtype=statistics), x.new_empty(M, dtype=statistics)
 

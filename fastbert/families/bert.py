@@ -27,7 +27,6 @@ from fastbert.encoder import Run
 from fastbert.families import _base, _inputs
 from fastbert.packing import Packing
 
-
 Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
 
 
@@ -303,20 +302,24 @@ class BertModel(_Built, stock.BertModel):
 
     def _foreign_part(self) -> str | None:
         """The first part that somebody replaced with a module that fastbert does not know."""
-        parts: list[tuple[nn.Module, type]] = [(self.embeddings, BertEmbeddings), (self.encoder, BertEncoder)]
-        for layer in getattr(self.encoder, "layer", ()):
-            parts.append((layer, BertLayer))
-            if isinstance(layer, BertLayer):
-                attention = layer.attention
-                parts += [
-                    (attention, BertAttention),
-                    (layer.intermediate, BertIntermediate),
-                    (layer.output, BertOutput),
-                ]
-                if isinstance(attention, BertAttention):
-                    parts += [(attention.self, BertSelfAttention), (attention.output, BertSelfOutput)]
-        foreign = next((part for part, kind in parts if not isinstance(part, kind)), None)
-        return None if foreign is None else f"a part that fastbert does not know: {type(foreign).__name__}"
+        if not isinstance(self.embeddings, BertEmbeddings):
+            return _foreign(self.embeddings)
+        if not isinstance(self.encoder, BertEncoder):
+            return _foreign(self.encoder)
+        for layer in self.encoder.layer:
+            if not isinstance(layer, BertLayer):
+                return _foreign(layer)
+            if not isinstance(layer.attention, BertAttention):
+                return _foreign(layer.attention)
+            if not isinstance(layer.intermediate, BertIntermediate):
+                return _foreign(layer.intermediate)
+            if not isinstance(layer.output, BertOutput):
+                return _foreign(layer.output)
+            if not isinstance(layer.attention.self, BertSelfAttention):
+                return _foreign(layer.attention.self)
+            if not isinstance(layer.attention.output, BertSelfOutput):
+                return _foreign(layer.attention.output)
+        return None
 
     def fusions(self) -> Fusions:
         decoder = "a decoder" if self.config.is_decoder or self.config.add_cross_attention else None
@@ -566,6 +569,10 @@ class BertForSequenceClassification(_Built, stock.BertForSequenceClassification)
 
 class BertForMultipleChoice(_Built, stock.BertForMultipleChoice):
     forward = _base.honour_num_items(stock.BertForMultipleChoice)
+
+
+def _foreign(part: object) -> str:
+    return f"a part that fastbert does not know: {type(part).__name__}"
 
 
 def _wanted(selection: Any, hidden_states: int) -> set[int]:
