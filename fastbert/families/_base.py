@@ -160,9 +160,15 @@ class DeferredFields:
     `items` must, because accelerate walks it in every mixed-precision step.
     """
 
+    _built = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # looks at every field, in some versions by attribute
+        object.__setattr__(self, "_built", True)
+
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        return value.read() if isinstance(value, Deferred) else value
+        return value.read() if isinstance(value, Deferred) and self._built else value
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)  # type: ignore[misc]
