@@ -10,13 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from fastbert.families import CLASSES
@@ -31,6 +40,24 @@ class InputError(ValueError):
     """Something that the user gave cannot be used: a checkpoint, a file, a text. The message is one line."""
 
 
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint in a directory or on the Hugging Face hub.
+
+    Raises:
+        InputError: if there is none, it cannot be read, or fastbert does not know the type of model.
+    """
+    local = _is_local(name)
+    with _quiet():
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(name, local_files_only=local)
+        except _UNREADABLE as error:
+            raise InputError(f"{name}: {_first_sentence(error)}") from error
+    known = _model_types()
+    if config.model_type not in known:
+        raise InputError(f"{name} is of type {config.model_type!r}, but fastbert knows {', '.join(known)}")
+    return config
+
+
 def load_model(kind: Any, name: str, *, may_miss: Sequence[str] = ("pooler.",)) -> PreTrainedModel:
     """transformers' model from a directory or the Hugging Face hub: float32, CPU, eval mode, SDPA, not patched.
 
@@ -42,22 +69,15 @@ def load_model(kind: Any, name: str, *, may_miss: Sequence[str] = ("pooler.",)) 
         InputError: naming the file, if there is no checkpoint, it is damaged, fastbert does not know its type, or
             it lacks weights of that class.
     """
-    local = _resolve(name)
+    config = load_config(name)
     with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(name, local_files_only=local)
-        except _UNREADABLE as error:
-            raise InputError(f"{name}: {_first_sentence(error)}") from error
-        known = sorted({stock.config_class.model_type for stock in CLASSES if issubclass(stock, PreTrainedModel)})
-        if config.model_type not in known:
-            raise InputError(f"{name} is of type {config.model_type!r}, but fastbert knows {', '.join(known)}")
         try:
             model, info = kind.from_pretrained(
                 name,
                 dtype=torch.float32,
                 attn_implementation="sdpa",
                 output_loading_info=True,
-                local_files_only=local,
+                local_files_only=_is_local(name),
             )
         except _UNREADABLE as error:
             raise InputError(_what_is_damaged(name, error)) from error
@@ -76,7 +96,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         InputError: if it has none.
     """
     missing = f"{name} has no tokenizer: neither tokenizer.json nor a vocabulary that transformers can read"
-    local = _resolve(name)
+    local = _is_local(name)
     with _quiet():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, local_files_only=local)
@@ -131,7 +151,7 @@ class Embedder:
             raise InputError(f"pool must be one of {', '.join(POOLS)}, but is {pool!r}")
         if batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, but is {batch_tokens}")
-        longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+        longest = min(max_tokens(model), tokenizer.model_max_length)
         shortest = tokenizer.num_special_tokens_to_add() + 1
         if max_length is not None and not shortest <= max_length <= longest:
             raise InputError(f"max_length must be in [{shortest}, {longest}] for this model, but is {max_length}")
@@ -148,8 +168,9 @@ class Embedder:
         Raises:
             InputError: see `load_model` and `load_tokenizer`.
         """
+        model = load_model(AutoModel, name)
         tokenizer = load_tokenizer(name)
-        return cls(patch(load_model(AutoModel, name).to(device, dtype)), tokenizer, **options)  # type: ignore[arg-type]
+        return cls(patch(model.to(device, dtype)), tokenizer, **options)  # type: ignore[arg-type]
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(B, N) float32, a row for each text, in their order."""
@@ -180,7 +201,7 @@ class Embedder:
             if progress is not None:
                 progress(len(rows))
         flat = np.concatenate(ids)
-        vocabulary = self.model.get_input_embeddings().num_embeddings
+        vocabulary = vocabulary_size(self.model)
         if flat.size and flat.max() >= vocabulary:
             raise InputError(f"the tokenizer has id {flat.max()}, but the model a vocabulary of {vocabulary}")
         unknown = 0 if self.tokenizer.unk_token_id is None else int((flat == self.tokenizer.unk_token_id).sum())
@@ -240,6 +261,78 @@ class Embedder:
         return t.to(self.model.device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Filling:
+    """A token for a mask: its share of the probability, and the text with it in place of that mask."""
+
+    token: str
+    probability: float
+    text: str
+
+
+def fill_mask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, top_k: int = 5
+) -> list[list[Filling]]:
+    """For each mask in the text, the likeliest tokens, best first.
+
+    Args:
+        model: a masked language model in eval mode.
+        text: with at least one [MASK], whatever the tokenizer's own mask token is.
+        top_k: how many tokens, at least 1; the whole vocabulary where it is larger.
+
+    Raises:
+        InputError: if there is no mask, or the text is longer than the model can take.
+    """
+    mask = tokenizer.mask_token
+    if not isinstance(mask, str):
+        raise InputError("the tokenizer has no mask token")
+    if top_k < 1:
+        raise InputError(f"top_k must be at least 1, but is {top_k}")
+    text = text.replace("[MASK]", mask)
+    batch = tokenizer(text, return_tensors="pt", verbose=False).to(model.device)
+    ids = batch["input_ids"][0]
+    places = (ids == tokenizer.mask_token_id).nonzero().squeeze(-1)
+    if not len(places):
+        raise InputError(f"there is no {mask} in the text")
+    if len(ids) > max_tokens(model):
+        raise InputError(f"the text has {len(ids)} tokens, but the model takes {max_tokens(model)}")
+    if int(ids.max()) >= vocabulary_size(model):
+        raise InputError(
+            f"the tokenizer has id {int(ids.max())}, but the model a vocabulary of {vocabulary_size(model)}"
+        )
+    with torch.inference_mode():
+        probabilities = model(**batch).logits[0, places].float().softmax(-1)
+    best = probabilities.topk(min(top_k, probabilities.shape[-1]))
+    pieces = text.split(mask)
+    filled = []
+    for i, (values, indices) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+        before, after = mask.join(pieces[: i + 1]), mask.join(pieces[i + 1 :])
+        filled.append(
+            [
+                Filling(
+                    str(tokenizer.convert_ids_to_tokens(index)),
+                    value,
+                    before + str(tokenizer.decode([index])).strip().removeprefix("##") + after,
+                )
+                for value, index in zip(values, indices, strict=True)
+            ]
+        )
+    return filled
+
+
+def max_tokens(model: PreTrainedModel) -> int:
+    """The longest text a model takes, special tokens included; RoBERTa's first positions are for padding."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    first = getattr(table, "padding_idx", None)
+    return int(model.config.max_position_embeddings) - (0 if first is None else first + 1)
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """The rows of a model's word table."""
+    table: Any = model.get_input_embeddings()
+    return int(table.num_embeddings)
+
+
 def _budgeted(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[tuple[int, int]]:
     """Runs of sequences with at most `budget` tokens each, but at least one sequence."""
     ends = lengths.cumsum()
@@ -265,38 +358,38 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _resolve(name: str) -> bool:
-    """Whether to look at local files only: a directory, or a hub that cannot be reached.
+def _model_types() -> list[str]:
+    configs = {stock.config_class for stock in CLASSES if issubclass(stock, PreTrainedModel)}
+    return sorted({config.model_type for config in configs if config is not None})
 
-    Asks the hub once, with a timeout: transformers retries for a minute.
+
+def _is_local(name: str) -> bool:
+    """Whether only files on this machine count: `name` is a directory, or the hub cannot be reached.
+
+    Asks the hub once, with a timeout, because transformers retries for a minute.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{name} is no checkpoint: it has no config.json")
         return True
     if path.exists():
         raise InputError(f"{name} is a file, but a checkpoint is a directory (config.json, model.safetensors)")
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
     try:
         huggingface_hub.model_info(name, timeout=5)
     except HFValidationError:
         raise InputError(f"{name}: no such directory") from None
     except RepositoryNotFoundError:
         raise InputError(f"{name}: no such directory, and no such model on the Hugging Face hub") from None
-    except Exception as error:  # whatever the installed HTTP library raises
-        if not huggingface_hub.constants.HF_HUB_CACHE or not isinstance(
-            huggingface_hub.try_to_load_from_cache(name, "config.json"), str
-        ):
-            raise InputError(f"{name}: no such directory, and the Hugging Face hub cannot be reached") from error
-        return True
+    except Exception as error:  # no connection: the exception is that of whichever HTTP library is installed
+        if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+            return True
+        raise InputError(f"{name}: no such directory, and the Hugging Face hub cannot be reached") from error
     return False
 
 
 def _what_is_damaged(name: str, error: BaseException) -> str:
-    for path in sorted(Path(name).expanduser().glob("*.safetensors")):
+    for path in sorted(Path(name).glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
                 pass

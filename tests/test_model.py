@@ -283,6 +283,16 @@ class TestOutputs:
         fast(**batch("BertModel", None))
 
 
+def test_a_shortened_encoder() -> None:
+    stock, fast = pair("BertModel")
+    for model in (stock, fast):
+        model.encoder.layer = model.encoder.layer[:2]
+    inputs = batch("BertModel", None)
+    expected, actual = (m(**inputs, output_hidden_states=True) for m in (stock, fast))
+    assert len(actual.hidden_states) == 3
+    _assert_equal(actual, expected, None)
+
+
 class TestDeferredLogits:
     @pytest.mark.parametrize(
         ("name", "key"), [("BertForMaskedLM", "logits"), ("BertForPreTraining", "prediction_logits")]

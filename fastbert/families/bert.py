@@ -251,7 +251,7 @@ class BertModel(_Built, stock.BertModel):
         if not torch.compiler.is_compiling():
             _base.state(self).packed_calls += 1
 
-        layers = self.config.num_hidden_layers
+        layers = len(self.encoder.layer)
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         wanted = _wanted(selection, layers + 1)
         embedded_TN = self.embeddings(run=run, inputs=inputs)
@@ -270,7 +270,7 @@ class BertModel(_Built, stock.BertModel):
             pooler_output=pooled,
             hidden_states=encoded.hidden_states if selection is not None and selection is not False else None,
         )
-        return output if kwargs.get("return_dict", self.config.return_dict) else output.to_tuple()
+        return output.to_tuple() if kwargs.get("return_dict", self.config.return_dict) is False else output
 
     def _why_not_packed(
         self,
