@@ -1,17 +1,21 @@
 """fastbert: BERT encoders on one packed path, drop-in for transformers' models."""
 
-from fastbert.families._base import FellBack
-from fastbert.models import (
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-)
-from fastbert.patch import Report, patch, report, unpatch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastbert.families._base import FellBack
+    from fastbert.models import (
+        BertForMaskedLM,
+        BertForMultipleChoice,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertModel,
+    )
+    from fastbert.patching import Report, patch, report, unpatch
 
 __version__ = "0.1.0"
 
@@ -30,3 +34,12 @@ __all__ = [
     "report",
     "unpatch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: `fastbert --help` need not wait for torch and transformers."""
+    if name not in __all__:
+        raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
+    home = "models" if name.startswith("Bert") else "families._base" if name == "FellBack" else "patching"
+    value = globals()[name] = getattr(import_module(f"fastbert.{home}"), name)
+    return value

@@ -41,10 +41,14 @@ def define(
         if setup_context is not None:
             setup_context(ctx, inputs, output)
 
-    def no_derivative(*_: Any) -> Any:
-        raise NotImplementedError(f"fastbert::{name} has no derivative: fastbert computes first derivatives only")
+    def differentiate(ctx: Any, *gradients: Any) -> Any:
+        if backward is None:
+            raise NotImplementedError(f"fastbert::{name} has no derivative: fastbert computes first derivatives only")
+        if all(gradient is None for gradient in gradients):
+            return (None,) * len(ctx.needs_input_grad)
+        return backward(ctx, *gradients)
 
-    torch.library.register_autograd(f"fastbert::{name}", backward or no_derivative, setup_context=keep, lib=_LIB)
+    torch.library.register_autograd(f"fastbert::{name}", differentiate, setup_context=keep, lib=_LIB)
     op: OpOverload = getattr(torch.ops.fastbert, name).default
     return op
 

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from fastbert.families import CLASSES
-from fastbert.patch import patch
+from fastbert.patching import patch
 
 POOLS = ("mean", "cls")
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)

@@ -74,7 +74,7 @@ def keep_mask(heads: int, first_row: int, rows: int, cols: int, dropout_p: float
     )
     words = torch.stack(philox((block, row, head, torch.full_like(head, stream)), seed), dim=-1)
     bytes_ = (words[..., None] >> torch.arange(0, 32, 8, device=seed.device)) & 0xFF
-    return bytes_.reshape(heads, rows, -1)[..., :cols] >= drop_threshold(dropout_p)
+    return bytes_.flatten(2)[..., :cols] >= drop_threshold(dropout_p)
 
 
 def dropout(x: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""patch, unpatch and report: models of transformers, PEFT and sentence-transformers, with parts that others replaced."""
+"""patch, unpatch and report: models of transformers, PEFT, sentence-transformers, with parts that others replaced."""
 
 import copy
 

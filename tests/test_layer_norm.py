@@ -1,0 +1,126 @@
+"""layer_norm_fwd, layer_norm_bwd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastbert import functional, reference
+from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+from tests.oracle import assert_accurate, assert_operator_accurate, to_float64
+
+EPS = 1e-12  # BERT's own
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(1, 768), (7, 1024), (33, 100), (4, 6), (0, 64)]
+
+
+def _forward_inputs(M: int, N: int, dtype: torch.dtype, device: str, parts: str, dropout_p: float = 0.0) -> list:
+    """x has a mean worth subtracting. "mixed" is what autocast makes: float32 but for x."""
+    x, residual = torch.randn(2, M, N, device=device) + 3.0
+    x_bias, weight, bias = torch.randn(3, N, device=device)
+    wide = torch.float32 if parts == "mixed" and dtype.itemsize == 2 else dtype
+    seed = torch.tensor(-1234567890123, device=device) if dropout_p else None
+    return [
+        x.to(dtype),
+        None if parts == "plain" else x_bias.to(wide),
+        None if parts == "plain" else residual.to(wide),
+        weight.to(wide),
+        bias.to(wide),
+        EPS,
+        dropout_p,
+        seed,
+        5,
+    ]
+
+
+def _backward_inputs(M: int, N: int, dtype: torch.dtype, device: str, parts: str, dropout_p: float) -> list:
+    x, x_bias, residual, weight, _bias, *rest = forward = _forward_inputs(M, N, dtype, device, parts, dropout_p)
+    y, mean, rstd = reference.layer_norm(*forward)
+    return [torch.randn_like(y), x, x_bias, residual, weight, mean, rstd, *rest[1:]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("parts", ["all", "plain", "mixed"])
+@pytest.mark.parametrize(("M", "N"), SHAPES)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_accuracy(M: int, N: int, dtype: torch.dtype, parts: str, dropout_p: float, device: str) -> None:
+    forward = _forward_inputs(M, N, dtype, device, parts, dropout_p)
+    assert_operator_accurate(layer_norm_fwd, reference.layer_norm, forward)
+    backward = _backward_inputs(M, N, dtype, device, parts, dropout_p)
+    if parts == "mixed" and dtype.itemsize == 2 and not dropout_p:
+        # The exact one has one dtype, where dresidual is dx and is not returned: compare with that.
+        (dx, dresidual, *rest), exact = (
+            layer_norm_bwd(*backward),
+            reference.layer_norm_backward(*map(to_float64, backward)),
+        )
+        naive = reference.layer_norm_backward(*backward)
+        for actual, n, e in zip((dx, dresidual, *rest), naive, (exact[0], exact[0], *exact[2:]), strict=True):
+            assert_accurate(actual, n, e, factor=4.0)
+        return
+    assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("parts", ["all", "plain"])
+def test_gradcheck(parts: str, dropout_p: float) -> None:
+    arguments = _forward_inputs(3, 5, torch.float64, "cpu", parts, dropout_p)
+    tensors = [a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+    assert torch.autograd.gradcheck(lambda *a: layer_norm_fwd(*a)[0], tensors)
+
+
+def test_registration() -> None:
+    for parts, dropout_p in (("all", 0.1), ("plain", 0.0), ("mixed", 0.0)):
+        forward = _forward_inputs(5, 32, torch.float32, "cpu", parts, dropout_p)
+        for a in forward[:5]:
+            if a is not None:
+                a.requires_grad_()
+        torch.library.opcheck(layer_norm_fwd, forward)
+        backward = _backward_inputs(5, 32, torch.float32, "cpu", parts, dropout_p)
+        torch.library.opcheck(layer_norm_bwd, backward)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_equals_pytorch(dropout_p: float) -> None:
+    """Not our own formulas: F.layer_norm and autograd, with the mask given."""
+    arguments = _forward_inputs(9, 24, torch.float64, "cpu", "all", dropout_p)
+    leaves = [a.requires_grad_() for a in arguments[:5]]
+    x, x_bias, residual, weight, bias = leaves
+    keep = torch.ones(9, 24, dtype=torch.bool)
+    if dropout_p:
+        (keep,) = reference.keep_mask(1, 0, 9, 24, dropout_p, arguments[7], 5)
+    h = (x + x_bias) * keep * 256 / (256 - round(256 * dropout_p)) + residual
+    expected = F.layer_norm(h, (24,), weight, bias, EPS)
+    actual, *_ = layer_norm_fwd(*arguments)
+    torch.testing.assert_close(actual, expected)
+    dy = torch.randn_like(expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, leaves, dy), torch.autograd.grad(expected, leaves, dy))
+
+
+def test_second_derivatives_raise() -> None:
+    x = torch.randn(3, 8, requires_grad=True)
+    y = functional.layer_norm(x, torch.ones(8), torch.zeros(8))
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="layer_norm_bwd has no derivative"):
+        dx.sum().backward()
+
+
+def test_rows_may_be_strided() -> None:
+    x, residual = torch.randn(2, 6, 64)
+    weight, bias = torch.randn(2, 64)
+    torch.testing.assert_close(
+        functional.layer_norm(x[::2], weight, bias, residual=residual[::2]),
+        functional.layer_norm(x, weight, bias, residual=residual)[::2],
+    )
+
+
+@given(M=st.integers(1, 5), N=st.integers(2, 200), shift=st.floats(-8, 8))
+@settings(max_examples=25, deadline=None)
+def test_a_constant_shift_changes_nothing(M: int, N: int, shift: float) -> None:
+    x = torch.randn(M, N, dtype=torch.float64)
+    ones, zeros = torch.ones(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
+    torch.testing.assert_close(
+        functional.layer_norm(x + shift, ones, zeros), functional.layer_norm(x, ones, zeros), atol=1e-6, rtol=1e-6
+    )
