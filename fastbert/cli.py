@@ -75,7 +75,7 @@ def info() -> None:
     """Versions, the GPU, and what runs each operator."""
     import torch
 
-    import fastbert.functional  # registers the operators
+    import fastbert.functional  # noqa: F401  it registers the operators
     from fastbert import _library
 
     console = Console()
