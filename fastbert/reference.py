@@ -335,7 +335,9 @@ def linear_cross_entropy_backward(
     for rows in _row_chunks(x.shape[0], weight.shape[0]):
         counted_M1 = (labels[rows] != ignore_index)[:, None]
         dlogits_MV = (F.linear(x[rows], weight, bias).to(lse.dtype) - lse[rows, None]).exp_()
-        dlogits_MV.scatter_add_(1, torch.where(counted_M1, labels[rows, None], 0), -counted_M1.to(lse.dtype))
+        dlogits_MV.scatter_add_(
+            1, torch.where(counted_M1, labels[rows, None], 0), dlogits_MV.new_full(counted_M1.shape, -1)
+        )
         dlogits_MV *= torch.where(counted_M1, dloss[rows, None], 0.0)
         if bias is not None:
             dbias += dlogits_MV.sum(0)
