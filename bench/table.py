@@ -26,7 +26,8 @@ def model_table(results: dict[str, Any], source: str) -> str:
         "|---|---|---|" + "---|" * len(columns),
     ]
     for S, hidden, dtype in sizes:
-        cells = [f"{speedups[step, dropout, padding, S, hidden, dtype]:.2f}" for _, step, dropout, padding in columns]
+        keys = [(step, dropout, padding, S, hidden, dtype) for _, step, dropout, padding in columns]
+        cells = [f"{speedups[key]:.2f}" if key in speedups else "" for key in keys]
         lines.append(f"| {hidden} | {S} | {dtype} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines += [

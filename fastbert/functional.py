@@ -68,7 +68,8 @@ def embedding(
         if table.ndim != 2 or table.shape[1] != N:
             raise ValueError(f"{name} is {_shape(table)}, not (_, {N}) as word_weight")
     _check_norm(weight, bias, N)
-    _check_devices(input_ids, **ids, word_weight=word_weight, weight=weight)
+    tables = {"word_weight": word_weight, "position_weight": position_weight, "token_type_weight": token_type_weight}
+    _check_devices(input_ids, **ids, **tables, weight=weight, bias=bias)
     seed = _seed(seed, dropout_p, input_ids)
     y, _, _ = embedding_fwd(
         *(t.reshape(-1).long() for t in ids.values()),
@@ -116,7 +117,7 @@ def layer_norm(
         raise ValueError(f"residual is {_shape(residual)}, but x {_shape(x)}")
     if x_bias is not None and x_bias.shape != (N,):
         raise ValueError(f"x_bias is {_shape(x_bias)}, not ({N},)")
-    _check_devices(x, weight=weight, residual=residual, x_bias=x_bias)
+    _check_devices(x, weight=weight, bias=bias, residual=residual, x_bias=x_bias)
     y, _, _ = layer_norm_fwd(
         x.reshape(-1, N),
         x_bias,
@@ -226,6 +227,7 @@ def linear_cross_entropy(
     _check_linear(x, weight, bias)
     if labels.shape != x.shape[:-1]:
         raise ValueError(f"labels are {_shape(labels)}, but x is {_shape(x)}")
+    _check_devices(x, labels=labels)
     x, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
     counted = labels != ignore_index
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -243,7 +245,7 @@ def linear_cross_entropy(
 def _autocast_dtype(x: Tensor) -> torch.dtype:
     """What a matrix product of x computes in."""
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
 

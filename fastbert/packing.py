@@ -74,6 +74,8 @@ class Packing:
             for row, n in enumerate(on_host):
                 if not 0 <= n <= L:
                     raise ValueError(f"lengths[{row}] is {n}, not in [0, {L}]")
+            if sum(on_host) >= 2**31:
+                raise ValueError("lengths add up to more than 2^31 - 1 tokens")
             cu_seqlens = torch.tensor([0, *accumulate(on_host)], dtype=torch.int32)
             position_ids = torch.cat([torch.arange(0), *(torch.arange(n) for n in on_host)])
             indices = position_ids + torch.arange(len(on_host)).repeat_interleave(torch.tensor(on_host).long()) * L
@@ -91,7 +93,12 @@ class Packing:
         """The tokens where a (B, L) mask is not 0: padding on either side, holes and empty rows alike.
 
         One host synchronisation, unless the number of tokens and the longest length are given.
+
+        Raises:
+            ValueError: if the mask has not two dimensions.
         """
+        if mask.ndim != 2:
+            raise ValueError(f"mask must be (batch, length), but is {tuple(mask.shape)}")
         B, L = mask.shape
         keep = mask != 0
         seqlens = keep.sum(-1)

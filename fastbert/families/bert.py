@@ -48,8 +48,9 @@ class BertEmbeddings(stock.BertEmbeddings):
             run,
         )
         dtype = _base.state(self).residual_dtype
-        under_autocast = torch.is_autocast_enabled(hidden_TN.device.type)
-        return hidden_TN.to(dtype) if dtype is not None and under_autocast else hidden_TN
+        if dtype is None or not torch.is_autocast_enabled(hidden_TN.device.type):
+            return hidden_TN
+        return hidden_TN.to(dtype)
 
     def fusions(self) -> Fusions:
         return [("embedding sum + LayerNorm + dropout", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
