@@ -43,7 +43,7 @@ def compare(
     fast: Step,
     *,
     tolerance: float,
-    seconds: float = 3.0,
+    seconds: float = 2.0,
 ) -> Row | None:
     """Check that both agree; then, with --benchmark, time them in turn.
 
