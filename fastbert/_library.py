@@ -32,7 +32,7 @@ def define(
     name = schema.partition("(")[0]
     _SIDES[name] = {"cuda": cuda, "cpu": cuda if _INTERPRETED else cpu}
     _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIB.impl(name, cuda, "CUDA")
+    _LIB.impl(name, _on_its_device(cuda), "CUDA")
     _LIB.impl(name, _SIDES[name]["cpu"], "CPU")
     torch.library.register_fake(f"fastbert::{name}", fake, lib=_LIB)
 
@@ -51,6 +51,18 @@ def define(
     torch.library.register_autograd(f"fastbert::{name}", differentiate, setup_context=keep, lib=_LIB)
     op: OpOverload = getattr(torch.ops.fastbert, name).default
     return op
+
+
+def _on_its_device(side: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, wherever the tensors lie."""
+
+    def launch(first: torch.Tensor, *rest: Any) -> Any:
+        if first.device.index == torch.cuda.current_device():
+            return side(first, *rest)
+        with torch.cuda.device(first.device):
+            return side(first, *rest)
+
+    return launch
 
 
 def backends(device: str) -> dict[str, str]:

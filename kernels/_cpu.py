@@ -1,6 +1,14 @@
-"""Dropout for the operators' CPU sides: the mask of `reference.keep_mask`, from C++ where the extension is built."""
+"""The operators' CPU sides: PyTorch's fused kernels where there are any.
+
+Attention runs PyTorch's flash kernel once for each run of sequences of one length, so a batch without padding is a
+single call on views; with dropout it computes one sequence after the other, as PyTorch does.
+Dropout is `reference.keep_mask`, from C++ where the extension is built.
+"""
+
+from itertools import groupby, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert import reference
@@ -23,3 +31,246 @@ def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, s
         threshold = reference.drop_threshold(dropout_p)
         keep = torch.from_numpy(_C.keep_mask(heads, first_row, rows, cols, threshold, int(seed), stream))
     return x.mul_(reference.keep_scale(dropout_p)).masked_fill_(keep.view(x.shape).logical_not_(), 0.0)
+
+
+def _before_norm(
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropout_p: float, seed: Tensor | None, stream: int
+) -> Tensor:
+    wide = reference.accumulator(x)
+    h = x if x.dtype == wide else x.to(wide)  # adding in one dtype is several times faster than adding mixed ones
+    if x_bias is not None:
+        h = h + (x_bias if x_bias.dtype == wide else x_bias.to(wide))
+    if dropout_p > 0:
+        h = dropout_(h.clone() if h is x else h, 0, dropout_p, seed, stream)
+    if residual is None:
+        return h
+    residual = residual if residual.dtype == wide else residual.to(wide)
+    return h + residual if h is x else h.add_(residual)
+
+
+def layer_norm(
+    x: Tensor,
+    x_bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    h = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
+    if weight.dtype != h.dtype:
+        weight, bias = weight.to(h.dtype), bias.to(h.dtype)
+    y, mean, rstd = torch.native_layer_norm(h, h.shape[1:], weight, bias, eps)
+    dtype = x.dtype if residual is None else residual.dtype
+    return y if y.dtype == dtype else y.to(dtype), mean.view(-1), rstd.view(-1)
+
+
+def layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    x_bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    h = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
+    stats = mean.view(-1, 1), rstd.view(-1, 1)
+    dh, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        dy.to(h.dtype), h, [h.shape[-1]], *stats, weight.to(h.dtype), weight.to(h.dtype), [True, True, True]
+    )
+    same = residual is None or (dropout_p == 0 and residual.dtype == x.dtype)
+    dresidual = x.new_empty(0) if same or residual is None else dh.to(residual.dtype, copy=True)
+    dx = dropout_(dh, 0, dropout_p, seed, stream)
+    return (
+        dx.to(x.dtype),
+        dresidual,
+        x.new_empty(0) if x_bias is None else dx.sum(0).to(x_bias.dtype),
+        dweight.to(weight.dtype),
+        dbias.to(weight.dtype),
+    )
+
+
+def _embedding_sum(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    token_type_weight: Tensor,
+) -> Tensor:
+    wide = reference.accumulator(word_weight)
+    h = F.embedding(input_ids, word_weight).to(wide)
+    h.add_(F.embedding(token_type_ids, token_type_weight.to(wide)))
+    return h.add_(F.embedding(position_ids, position_weight.to(wide)))
+
+
+def embedding(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    padding_idx: int,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    h = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+    y, mean, rstd = torch.native_layer_norm(h, [h.shape[-1]], weight.to(h.dtype), bias.to(h.dtype), eps)
+    return dropout_(y, 0, dropout_p, seed, stream).to(word_weight.dtype), mean.view(-1), rstd.view(-1)
+
+
+def embedding_backward(
+    dy: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    padding_idx: int,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    h = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+    dy = dropout_(dy.to(h.dtype, copy=True), 0, dropout_p, seed, stream)
+    stats = mean.view(-1, 1), rstd.view(-1, 1)
+    dh, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        dy, h, [h.shape[-1]], *stats, weight.to(h.dtype), weight.to(h.dtype), [True, True, True]
+    )
+    return (
+        _table_gradient(dh, input_ids, word_weight, padding_idx),
+        _table_gradient(dh, position_ids, position_weight, -1),
+        _table_gradient(dh, token_type_ids, token_type_weight, -1),
+        dweight.to(weight.dtype),
+        dbias.to(weight.dtype),
+    )
+
+
+def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) -> Tensor:
+    """Summed in dh's dtype over the rows that occur, then spread over a table of zeros."""
+    rows, row_of = ids.unique(return_inverse=True)
+    sums = torch.ops.aten.embedding_dense_backward(dh, row_of, rows.shape[0], -1, False)
+    gradient = torch.zeros_like(table).index_copy_(0, rows, sums.to(table.dtype))
+    if padding_idx >= 0:
+        gradient[padding_idx] = 0
+    return gradient
+
+
+def _runs(cu_seqlens: Tensor) -> list[tuple[int, int, int]]:
+    """Neighbouring sequences of one length, as (first token, sequences, their length); empty ones are left out."""
+    lengths = [end - start for start, end in pairwise(cu_seqlens.tolist())]
+    runs, start = [], 0
+    for length, group in groupby(lengths):
+        count = len(list(group))
+        if length > 0:
+            runs.append((start, count, length))
+        start += count * length
+    return runs
+
+
+def _as_batch(t: Tensor, start: int, count: int, length: int) -> Tensor:
+    """(count, H, length, D): a view of some of the packed tokens."""
+    return t[start : start + count * length].view(count, length, *t.shape[1:]).transpose(1, 2)
+
+
+def _as_packed(parts: list[Tensor], like: Tensor) -> Tensor:
+    """(T, H, D) again, from the (count, H, length, D) of every run."""
+    packed = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+    if len(packed) == 1:
+        return packed[0].contiguous()
+    return torch.cat(packed) if packed else like.new_empty(like.shape)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    outputs: list[Tensor] = []
+    lses = [q.new_empty((q.shape[1], 0), dtype=reference.accumulator(q))]
+    for start, count, length in _runs(cu_seqlens):
+        if dropout_p == 0:
+            run = (_as_batch(t, start, count, length) for t in (q, k, v))
+            o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*run, 0.0, causal, scale=scale)
+            outputs.append(o)
+            lses.append(lse.transpose(0, 1).flatten(1))
+            continue
+        for first in range(start, start + count * length, length):
+            qs, ks, vs = (_as_batch(t, first, 1, length)[0].to(lses[0].dtype) for t in (q, k, v))
+            s = _scores(qs, ks, scale, causal)
+            lses.append(s.logsumexp(-1))
+            p = dropout_(s.softmax(-1), first, dropout_p, seed, stream)
+            outputs.append((p @ vs).to(q.dtype)[None])
+    return _as_packed(outputs, q), torch.cat(lses, dim=1)
+
+
+def attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients: list[tuple[Tensor, ...]] = []
+    for start, count, length in _runs(cu_seqlens):
+        if dropout_p == 0:
+            run = (_as_batch(t, start, count, length) for t in (do, q, k, v, o))
+            lse_run = lse[:, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
+            gradients.append(
+                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                    *run, lse_run.contiguous(), 0.0, causal, scale=scale
+                )
+            )
+            continue
+        for first in range(start, start + count * length, length):
+            dos, qs, ks, vs, os_ = (_as_batch(t, first, 1, length)[0].to(lse.dtype) for t in (do, q, k, v, o))
+            p = _scores(qs, ks, scale, causal).sub_(lse[:, first : first + length, None]).exp_()
+            ds = dropout_(dos @ vs.mT, first, dropout_p, seed, stream)
+            ds.sub_((dos * os_).sum(-1, keepdim=True)).mul_(p).mul_(scale)
+            dq, dk = ds @ ks, ds.mT @ qs
+            dv = dropout_(p, first, dropout_p, seed, stream).mT @ dos
+            gradients.append(tuple(t.to(q.dtype)[None] for t in (dq, dk, dv)))
+    dq, dk, dv = (_as_packed([g[i] for g in gradients], t) for i, t in enumerate((q, k, v)))
+    return dq, dk, dv
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
+    s = (q @ k.mT).mul_(scale)
+    if causal:
+        s.masked_fill_(torch.ones(s.shape[-2:], dtype=torch.bool).triu_(1), float("-inf"))
+    return s
+
+
+def gelu_backward(dy: Tensor, pre: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    dpre = torch.ops.aten.gelu_backward(dy, pre, approximate=approximate)
+    return dpre, dpre.sum(0)

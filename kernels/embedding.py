@@ -7,92 +7,14 @@ Backward: dropout and LayerNorm undone as in `layer_norm`, then dh summed by id 
 as PyTorch's are; the word table's row `padding_idx` gets none. h is gathered again rather than kept.
 Devlin et al. 2018, https://arxiv.org/abs/1810.04805. Specification: `fastbert.reference.embedding`.
 Traffic, forward: 2 T N elements of word_weight and y; the two small tables stay in cache.
-The CPU side is PyTorch's own kernels; the CUDA side is the reference until the Triton kernel is in.
 """
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert import _library, reference
 from fastbert.kernels import _cpu
-
-
-def _cpu_sum(
-    input_ids: Tensor,
-    position_ids: Tensor,
-    token_type_ids: Tensor,
-    word_weight: Tensor,
-    position_weight: Tensor,
-    token_type_weight: Tensor,
-) -> Tensor:
-    wide = reference.accumulator(word_weight)
-    h = F.embedding(input_ids, word_weight).to(wide)
-    h.add_(F.embedding(token_type_ids, token_type_weight.to(wide)))
-    return h.add_(F.embedding(position_ids, position_weight.to(wide)))
-
-
-def _cpu_fwd(
-    input_ids: Tensor,
-    position_ids: Tensor,
-    token_type_ids: Tensor,
-    word_weight: Tensor,
-    position_weight: Tensor,
-    token_type_weight: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    padding_idx: int,
-    eps: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    h = _cpu_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
-    y, mean, rstd = torch.native_layer_norm(h, [h.shape[-1]], weight.to(h.dtype), bias.to(h.dtype), eps)
-    return _cpu.dropout_(y, 0, dropout_p, seed, stream).to(word_weight.dtype), mean.view(-1), rstd.view(-1)
-
-
-def _cpu_bwd(
-    dy: Tensor,
-    input_ids: Tensor,
-    position_ids: Tensor,
-    token_type_ids: Tensor,
-    word_weight: Tensor,
-    position_weight: Tensor,
-    token_type_weight: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    padding_idx: int,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    h = _cpu_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
-    dy = _cpu.dropout_(dy.to(h.dtype, copy=True), 0, dropout_p, seed, stream)
-    stats = mean.view(-1, 1), rstd.view(-1, 1)
-    dh, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        dy, h, [h.shape[-1]], *stats, weight.to(h.dtype), weight.to(h.dtype), [True, True, True]
-    )
-    return (
-        _table_gradient(dh, input_ids, word_weight, padding_idx),
-        _table_gradient(dh, position_ids, position_weight, -1),
-        _table_gradient(dh, token_type_ids, token_type_weight, -1),
-        dweight.to(weight.dtype),
-        dbias.to(weight.dtype),
-    )
-
-
-def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) -> Tensor:
-    """Summed in dh's dtype over the rows that occur, then spread over a table of zeros."""
-    rows, row_of = ids.unique(return_inverse=True)
-    sums = torch.ops.aten.embedding_dense_backward(dh, row_of, rows.shape[0], -1, False)
-    gradient = torch.zeros_like(table).index_copy_(0, rows, sums.to(table.dtype))
-    if padding_idx >= 0:
-        gradient[padding_idx] = 0
-    return gradient
 
 
 def _fake_fwd(input_ids: Tensor, position_ids: Any, token_type_ids: Any, word_weight: Tensor, *_: Any) -> Any:
@@ -108,7 +30,7 @@ embedding_bwd = _library.define(
     " float dropout_p, Tensor? seed, int stream) -> (Tensor dword_weight, Tensor dposition_weight,"
     " Tensor dtoken_type_weight, Tensor dweight, Tensor dbias)",
     cuda=reference.embedding_backward,
-    cpu=_cpu_bwd,
+    cpu=_cpu.embedding_backward,
     fake=lambda dy, ids, positions, types, *weights_and_rest: tuple(
         t.new_empty(t.shape) for t in (*weights_and_rest[:4], weights_and_rest[3])
     ),
@@ -133,7 +55,7 @@ embedding_fwd = _library.define(
     " Tensor position_weight, Tensor token_type_weight, Tensor weight, Tensor bias, int padding_idx, float eps,"
     " float dropout_p, Tensor? seed, int stream) -> (Tensor y, Tensor mean, Tensor rstd)",
     cuda=reference.embedding,
-    cpu=_cpu_fwd,
+    cpu=_cpu.embedding,
     fake=_fake_fwd,
     setup_context=_save,
     backward=_backward,

@@ -5,8 +5,7 @@ r"""Linear + bias + GELU, the first half of the feed-forward.
 
 Hendrycks, Gimpel 2016, https://arxiv.org/abs/1606.08415. Specification: `fastbert.reference.linear_gelu`.
 Arithmetic, forward: 2 M N K flops. Kept for the backward: x and pre.
-The products are PyTorch's. The CPU side is PyTorch's own GELU kernel; the CUDA side is the reference until the Triton
-kernel is in.
+The products are PyTorch's. The CUDA side is the reference until the Triton kernel is in.
 """
 
 from typing import Any
@@ -15,17 +14,12 @@ import torch
 from torch import Tensor
 
 from fastbert import _library, reference
-
-
-def _cpu_gelu_bwd(dy: Tensor, pre: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
-    dpre = torch.ops.aten.gelu_backward(dy, pre, approximate=approximate)
-    return dpre, dpre.sum(0)
-
+from fastbert.kernels import _cpu
 
 gelu_bwd = _library.define(
     "gelu_bwd(Tensor dy, Tensor pre, str approximate) -> (Tensor dpre, Tensor dbias)",
     cuda=reference.gelu_backward,
-    cpu=_cpu_gelu_bwd,
+    cpu=_cpu.gelu_backward,
     fake=lambda dy, pre, approximate: (pre.new_empty(pre.shape), pre.new_empty(pre.shape[1])),
 )
 

@@ -1,0 +1,46 @@
+"""What the launchers know about the chip they launch on."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+
+class Chip(NamedTuple):
+    """Attributes:
+    capability: (major, minor).  shared: bytes of shared memory that one program may use.  processors: multiprocessors.
+    """
+
+    capability: tuple[int, int]
+    shared: int
+    processors: int
+
+
+class Blocks(NamedTuple):
+    """Rows and columns of a tile, warps per program, and how many steps ahead a loop loads."""
+
+    M: int
+    N: int
+    warps: int
+    stages: int
+
+
+def chip(device: torch.device) -> Chip:
+    """Of a CUDA device; for the interpreter's CPU tensors something small, so that loops run more than once."""
+    return _cuda_chip(device.index) if device.type == "cuda" else Chip((8, 0), 166912, 2)
+
+
+@functools.cache
+def _cuda_chip(index: int) -> Chip:
+    properties = torch.cuda.get_device_properties(index)
+    return Chip(
+        (properties.major, properties.minor),
+        properties.shared_memory_per_block_optin,
+        properties.multi_processor_count,
+    )
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products of float32 are computed: IEEE, unless the user allowed PyTorch tf32."""
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if allowed else "ieee"
