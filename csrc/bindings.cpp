@@ -33,7 +33,7 @@ std::tuple<Array<std::int64_t>, Array<std::int32_t>, Array<std::int64_t>> pack_l
 }
 
 Array<bool> keep_mask(std::int64_t heads, std::int64_t first_row, std::int64_t rows, std::int64_t cols, int threshold,
-                      std::int64_t seed, int stream) {
+                      std::int64_t seed, int stream, bool scores) {
   if (heads < 0 || first_row < 0 || rows < 0 || cols < 0) throw py::value_error("sizes must not be negative");
   if (threshold < 0 || threshold > 256) throw py::value_error("threshold must be in [0, 256]");
   Array<bool> mask({heads, rows, cols});
@@ -41,7 +41,7 @@ Array<bool> keep_mask(std::int64_t heads, std::int64_t first_row, std::int64_t r
     auto* out = reinterpret_cast<std::uint8_t*>(mask.mutable_data());
     py::gil_scoped_release release;
     fastbert::keep_mask(out, heads, first_row, rows, cols, static_cast<std::uint32_t>(threshold),
-                        static_cast<std::uint64_t>(seed), static_cast<std::uint32_t>(stream));
+                        static_cast<std::uint64_t>(seed), static_cast<std::uint32_t>(stream), scores);
   }
   return mask;
 }
@@ -67,6 +67,7 @@ Raises:
     ValueError: if a length is out of range, or T is 2^31 or more.)doc");
 
   m.def("keep_mask", &keep_mask, "heads"_a, "first_row"_a, "rows"_a, "cols"_a, "threshold"_a, "seed"_a, "stream"_a,
+        "scores"_a = false,
         R"doc(The dropout mask that `fastbert.reference.keep_mask` specifies, (heads, rows, cols), True where kept.
 
 Raises:

@@ -23,7 +23,7 @@ void keep_blocks(std::uint8_t (&mask)[16 * kBlocks], int blocks, std::uint32_t f
   for (int i = 0; i < blocks; ++i) {
     std::uint32_t c0 = first_block + static_cast<std::uint32_t>(i), c1 = row, c2 = head, c3 = stream;
     std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < 7; ++round) {
       const std::uint64_t product0 = static_cast<std::uint64_t>(c0) * 0xD2511F53u;
       const std::uint64_t product1 = static_cast<std::uint64_t>(c2) * 0xCD9E8D57u;
       c0 = static_cast<std::uint32_t>(product1 >> 32) ^ c1 ^ k0;
@@ -47,23 +47,34 @@ void keep_blocks(std::uint8_t (&mask)[16 * kBlocks], int blocks, std::uint32_t f
   for (int i = 0; i < 16 * blocks; ++i) mask[i] = bytes[i] >= threshold;
 }
 
+// Column 8 j + 2 t + i of 64 takes element 2 j + i of their block t.
+void order_scores(const std::uint8_t* kept, std::uint8_t* ordered, int groups) {
+  for (; groups > 0; --groups, kept += 64, ordered += 64) {
+    for (int j = 0; j < 8; ++j) {
+      for (int t = 0; t < 4; ++t) std::copy_n(kept + 16 * t + 2 * j, 2, ordered + 8 * j + 2 * t);
+    }
+  }
+}
+
 }  // namespace
 
 void keep_mask(std::uint8_t* mask, std::int64_t heads, std::int64_t first_row, std::int64_t rows, std::int64_t cols,
-               std::uint32_t threshold, std::uint64_t seed, std::uint32_t stream) {
+               std::uint32_t threshold, std::uint64_t seed, std::uint32_t stream, bool scores) {
   if (threshold > 255) {
     std::fill_n(mask, heads * rows * cols, std::uint8_t{0});
     return;
   }
-  std::uint8_t kept[16 * kBlocks];
+  static_assert(kBlocks % 4 == 0);  // 64 columns never lie in two batches
+  std::uint8_t kept[16 * kBlocks], ordered[16 * kBlocks];
   for (std::int64_t head = 0; head < heads; ++head) {
     for (std::int64_t row = 0; row < rows; ++row, mask += cols) {
       for (std::int64_t start = 0; start < cols; start += 16 * kBlocks) {
         const std::int64_t count = std::min<std::int64_t>(cols - start, 16 * kBlocks);
-        keep_blocks(kept, static_cast<int>((count + 15) / 16), static_cast<std::uint32_t>(start / 16),
-                    static_cast<std::uint32_t>(first_row + row), static_cast<std::uint32_t>(head), stream, seed,
-                    static_cast<std::uint8_t>(threshold));
-        std::copy_n(kept, count, mask + start);
+        const int blocks = scores ? static_cast<int>((count + 63) / 64 * 4) : static_cast<int>((count + 15) / 16);
+        keep_blocks(kept, blocks, static_cast<std::uint32_t>(start / 16), static_cast<std::uint32_t>(first_row + row),
+                    static_cast<std::uint32_t>(head), stream, seed, static_cast<std::uint8_t>(threshold));
+        if (scores) order_scores(kept, ordered, blocks / 4);
+        std::copy_n(scores ? ordered : kept, count, mask + start);
       }
     }
   }

@@ -40,13 +40,13 @@ void test_packing() {
 void test_mask() {
   for (const std::int64_t cols : {0, 1, 15, 16, 17, 1023, 1024, 1025, 3000}) {
     std::vector<std::uint8_t> mask(static_cast<std::size_t>(2 * 3 * cols) + 1, 7);
-    fastbert::keep_mask(mask.data(), 2, 5, 3, cols, 26, 0x123456789abcdef0u, 4);
+    fastbert::keep_mask(mask.data(), 2, 5, 3, cols, 26, 0x123456789abcdef0u, 4, cols % 2 == 1);
     check(mask.back() == 7, "nothing written past the end");
     mask.pop_back();
     for (const std::uint8_t kept : mask) check(kept <= 1, "a byte that is neither 0 nor 1");
   }
   std::vector<std::uint8_t> none(64, 1);
-  fastbert::keep_mask(none.data(), 1, 0, 2, 32, 256, 1, 0);
+  fastbert::keep_mask(none.data(), 1, 0, 2, 32, 256, 1, 0, false);
   check(none == std::vector<std::uint8_t>(64, 0), "threshold 256 keeps nothing");
 }
 

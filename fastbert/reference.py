@@ -6,9 +6,10 @@ and need neither transformers nor the rest of fastbert.
 Dimension key:  T packed tokens   M rows   N features   V vocabulary   B batch   L length   H heads   D head size
 
 Dropout is counter-based: element (head, row, col) is kept if byte `col % 16` of
-Philox4x32-10(key = seed, counter = (col // 16, row, head, stream)) is at least `drop_threshold(dropout_p)`.
+Philox4x32-7(key = seed, counter = (col // 16, row, head, stream)) is at least `drop_threshold(dropout_p)`; for
+attention's probabilities, col is `score_slot(col)` instead.
 So a mask is never stored: forward, backward and every device compute the same one from (seed, stream).
-Philox: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405.
+Philox: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405; 7 rounds are the fewest that pass BigCrush there.
 """
 
 import math
@@ -39,10 +40,10 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four words of 32 random bits for each counter, held in int64."""
+    """Philox4x32-7: four words of 32 random bits for each counter, held in int64."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _WORD, (seed >> 32) & _WORD
-    for _ in range(10):
+    for _ in range(7):
         low0, high0 = _multiply(c0, 0xD2511F53)
         low1, high1 = _multiply(c2, 0xCD9E8D57)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
@@ -57,11 +58,22 @@ def _multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return (low & 0xFFFF) | ((middle & 0xFFFF) << 16), (high >> 16) + (middle >> 16)
 
 
-def keep_mask(heads: int, first_row: int, rows: int, cols: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
+def keep_mask(
+    heads: int,
+    first_row: int,
+    rows: int,
+    cols: int,
+    dropout_p: float,
+    seed: Tensor,
+    stream: int,
+    *,
+    scores: bool = False,
+) -> Tensor:
     """The dropout mask of rows `first_row`, `first_row + 1`, ...
 
     Args:
         seed: () int64.  stream: which of a model's dropout layers this is.
+        scores: of attention's probabilities instead of features.
 
     Returns:
         (heads, rows, cols) bool, True where an element is kept.
@@ -69,12 +81,22 @@ def keep_mask(heads: int, first_row: int, rows: int, cols: int, dropout_p: float
     head, row, block = torch.meshgrid(
         torch.arange(heads, device=seed.device),
         torch.arange(first_row, first_row + rows, device=seed.device),
-        torch.arange(-(-cols // 16), device=seed.device),
+        torch.arange(-(-cols // 64) * 4, device=seed.device),
         indexing="ij",
     )
     words = torch.stack(philox((block, row, head, torch.full_like(head, stream)), seed), dim=-1)
     bytes_ = (words[..., None] >> torch.arange(0, 32, 8, device=seed.device)) & 0xFF
-    return bytes_.flatten(2)[..., :cols] >= drop_threshold(dropout_p)
+    col = torch.arange(cols, device=seed.device)
+    return bytes_.flatten(2)[..., score_slot(col) if scores else col] >= drop_threshold(dropout_p)
+
+
+def score_slot(col: Tensor) -> Tensor:
+    """Where among 64 neighbouring elements of a mask a column of scores finds its own.
+
+    A thread holds columns 8 j + 2 t + i of a tensor core's accumulator, i = 0 or 1, for one t of 0, 1, 2, 3: here the
+    16 of them that lie within 64 columns share a counter.
+    """
+    return col // 64 * 64 + col % 8 // 2 * 16 + col % 64 // 8 * 2 + col % 2
 
 
 def dropout(x: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
@@ -213,8 +235,8 @@ def embedding_backward(
 
 def attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
@@ -226,7 +248,7 @@ def attention(
     """o = dropout(softmax(scale * q k^T)) v within each sequence of the packed batch.
 
     Args:
-        q, k, v: (T, H, D), all sequences end to end.
+        q, k, v: (T, H, D), all sequences end to end; or q: (T, 3, H, D), one product with all three, k and v None.
         cu_seqlens: (B + 1,) int32, where each sequence starts, and T.
         max_seqlen: length of the longest sequence (unused here).
         causal: a token sees itself and what is to its left.
@@ -234,6 +256,7 @@ def attention(
     Returns:
         o: (T, H, D) in q.dtype.  lse: (H, T), log of the sum of exp of the scores, at least float32.
     """
+    q, k, v = separate(q, k, v)
     T, H, _ = q.shape
     o_THD, lse_HT = q.new_empty(q.shape), q.new_empty(H, T, dtype=accumulator(q))
     for start, end in pairwise(cu_seqlens.tolist()):
@@ -249,8 +272,8 @@ def attention(
 def attention_backward(
     do: Tensor,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     o: Tensor,
     lse: Tensor,
     cu_seqlens: Tensor,
@@ -261,8 +284,14 @@ def attention_backward(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv of `attention`, from probabilities recomputed out of lse: p = exp(s - lse), ds = p * (dp - delta)."""
-    dq_THD, dk_THD, dv_THD = (t.new_empty(t.shape) for t in (q, k, v))
+    """Gradients of `attention`, from probabilities recomputed out of lse: p = exp(s - lse), ds = p * (dp - delta).
+
+    Returns:
+        dq, dk, dv: (T, H, D); or dq: (T, 3, H, D) and two empty ones, where q, k, v came as one.
+    """
+    gradients = attention_gradients(q, k, v)
+    dq_THD, dk_THD, dv_THD = separate(gradients[0], *gradients[1:] if k is not None else (None, None))
+    q, k, v = separate(q, k, v)
     for start, end in pairwise(cu_seqlens.tolist()):
         seq = slice(start, end)
         q_HLD, k_HLD, v_HLD, o_HLD, do_HLD = (t[seq].transpose(0, 1).to(lse.dtype) for t in (q, k, v, o, do))
@@ -274,7 +303,21 @@ def attention_backward(
         dq_THD[seq] = (ds_HLL @ k_HLD).transpose(0, 1).to(q.dtype)
         dk_THD[seq] = (ds_HLL.mT @ q_HLD).transpose(0, 1).to(k.dtype)
         dv_THD[seq] = (dropped_HLL.mT @ do_HLD).transpose(0, 1).to(v.dtype)
-    return dq_THD, dk_THD, dv_THD
+    return gradients
+
+
+def separate(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v: (T, H, D), views of q where that is all three."""
+    if k is None or v is None:
+        q, k, v = q.unbind(1)
+    return q, k, v
+
+
+def attention_gradients(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for what `attention_backward` returns."""
+    if k is None or v is None:
+        return q.new_empty(q.shape), q.new_empty(0), q.new_empty(0)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, approximate: str, keep_pre: bool) -> tuple[Tensor, Tensor]:
@@ -460,7 +503,7 @@ def _drop_scores(s_HLL: Tensor, first_row: int, dropout_p: float, seed: Tensor |
         return s_HLL
     assert seed is not None
     H, M, N = s_HLL.shape
-    keep_HLL = keep_mask(H, first_row, M, N, dropout_p, seed, stream)
+    keep_HLL = keep_mask(H, first_row, M, N, dropout_p, seed, stream, scores=True)
     return torch.where(keep_HLL, s_HLL * keep_scale(dropout_p), 0.0)
 
 

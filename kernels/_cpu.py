@@ -20,16 +20,17 @@ except ImportError:  # a bare checkout: right, but slower
 
 
 def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
-    """Drop elements of x, (M, N) or (heads, rows, cols), in place, and scale what is kept."""
+    """Drop elements of features, (M, N), or of scores, (heads, rows, cols), in place, and scale what is kept."""
     if dropout_p == 0:
         return x
     assert seed is not None
-    heads, rows, cols = x.shape if x.ndim == 3 else (1, *x.shape)
+    scores = x.ndim == 3
+    heads, rows, cols = x.shape if scores else (1, *x.shape)
     if _C is None:
-        keep = reference.keep_mask(heads, first_row, rows, cols, dropout_p, seed, stream)
+        keep = reference.keep_mask(heads, first_row, rows, cols, dropout_p, seed, stream, scores=scores)
     else:
         threshold = reference.drop_threshold(dropout_p)
-        keep = torch.from_numpy(_C.keep_mask(heads, first_row, rows, cols, threshold, int(seed), stream))
+        keep = torch.from_numpy(_C.keep_mask(heads, first_row, rows, cols, threshold, int(seed), stream, scores))
     return x.mul_(reference.keep_scale(dropout_p)).masked_fill_(keep.view(x.shape).logical_not_(), 0.0)
 
 
@@ -198,8 +199,8 @@ def _as_packed(parts: list[Tensor], like: Tensor) -> Tensor:
 
 def attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
@@ -208,6 +209,7 @@ def attention(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
+    q, k, v = reference.separate(q, k, v)
     outputs: list[Tensor] = []
     lses = [q.new_empty((q.shape[1], 0), dtype=reference.accumulator(q))]
     for start, count, length in _runs(cu_seqlens):
@@ -229,8 +231,8 @@ def attention(
 def attention_backward(
     do: Tensor,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     o: Tensor,
     lse: Tensor,
     cu_seqlens: Tensor,
@@ -241,6 +243,8 @@ def attention_backward(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    packed = k is None
+    q, k, v = reference.separate(q, k, v)
     gradients: list[tuple[Tensor, ...]] = []
     for start, count, length in _runs(cu_seqlens):
         if dropout_p == 0:
@@ -261,6 +265,8 @@ def attention_backward(
             dv = dropout_(p, first, dropout_p, seed, stream).mT @ dos
             gradients.append(tuple(t.to(q.dtype)[None] for t in (dq, dk, dv)))
     dq, dk, dv = (_as_packed([g[i] for g in gradients], t) for i, t in enumerate((q, k, v)))
+    if packed:
+        return torch.stack((dq, dk, dv), dim=1), q.new_empty(0), q.new_empty(0)
     return dq, dk, dv
 
 

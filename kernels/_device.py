@@ -12,10 +12,10 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def philox(seed, c0, c1, c2, c3):
-    """Philox4x32-10: four words of random bits for each counter. Specification: `fastbert.reference.philox`."""
+    """Philox4x32-7: four words of random bits for each counter. Specification: `fastbert.reference.philox`."""
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    for _ in tl.static_range(10):
+    for _ in tl.static_range(7):
         product0 = c0.to(tl.uint64) * 0xD2511F53  # one wide multiplication gives both halves
         product1 = c2.to(tl.uint64) * 0xCD9E8D57
         c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
@@ -28,62 +28,67 @@ def philox(seed, c0, c1, c2, c3):
 
 
 @triton.jit
-def keep_words(seed, block, row, head, stream, THRESHOLD: tl.constexpr):
-    """For 16 neighbouring columns, 16 bits: bit i is set where column 16 * block + i is kept.
+def keep_bits(seed, block, row, head, stream, THRESHOLD: tl.constexpr):
+    """The mask of 16 elements, for each counter. Element i is kept if bit `8 * (i % 4) + i // 4` is set.
 
-    A byte is kept if it is at least THRESHOLD. Four bytes are compared at once, in bit 7 of each, and a multiplication
-    gathers the four bits: 9 instructions for 4 elements, where shift, mask, compare and select take 4 for each.
+    A byte is kept if it is at least THRESHOLD. The four bytes of a word are compared at once, in bit 7 of each.
     """
     w0, w1, w2, w3 = philox(seed, block, row, head, stream)
-    bits = _kept_of_four(w0, THRESHOLD)
-    bits |= _kept_of_four(w1, THRESHOLD) << 4
-    bits |= _kept_of_four(w2, THRESHOLD) << 8
-    return bits | _kept_of_four(w3, THRESHOLD) << 12
+    bits = _keep_of_word(w0, THRESHOLD) >> 7
+    bits |= _keep_of_word(w1, THRESHOLD) >> 6
+    bits |= _keep_of_word(w2, THRESHOLD) >> 5
+    return bits | _keep_of_word(w3, THRESHOLD) >> 4
 
 
 @triton.jit
-def _kept_of_four(word, THRESHOLD: tl.constexpr):
+def _keep_of_word(word, THRESHOLD: tl.constexpr):
     low = word & 0x7F7F7F7F  # without bit 7 a sum of bytes cannot reach the next byte
     if THRESHOLD <= 128:
         kept = (low + (128 - THRESHOLD) * 0x01010101) | word
     else:
         kept = (low + (256 - THRESHOLD) * 0x01010101) & word
-    return (((kept >> 7) & 0x01010101) * 0x10204080) >> 28
+    return kept & 0x80808080
 
 
 @triton.jit
-def keep_rows(seed_ptr, offs_m, first_col, head, stream, THRESHOLD: tl.constexpr, COLS: tl.constexpr):
-    """The dropout mask of a tile, as `fastbert.reference.keep_mask` has it.
+def keep_features(seed, rows, first_col, stream, THRESHOLD: tl.constexpr, COLS: tl.constexpr):
+    """The dropout mask of rows of features, [ROWS, COLS] of int1: `fastbert.reference.keep_mask`.
 
     Args:
-        offs_m: [ROWS] of the mask's rows.  first_col: a multiple of 16.
-
-    Returns:
-        [ROWS, COLS] of int1.
+        rows: [ROWS].  first_col: a multiple of 16.
     """
-    ROWS: tl.constexpr = offs_m.shape[0]
-    block = first_col // 16 + tl.arange(0, COLS // 16)
-    counter = tl.zeros([ROWS, COLS // 16], tl.uint32)
-    bits = keep_words(
-        tl.load(seed_ptr), counter + block[None, :].to(tl.uint32), counter + offs_m[:, None].to(tl.uint32),
-        counter + head, counter + stream, THRESHOLD,
-    )  # fmt: skip
-    kept = (bits[:, :, None] >> tl.arange(0, 16)[None, None, :].to(tl.uint32)) & 1
+    ROWS: tl.constexpr = rows.shape[0]
+    zero = tl.zeros([ROWS, COLS // 16], tl.uint32)
+    block = (first_col // 16 + tl.arange(0, COLS // 16)).to(tl.uint32)
+    bits = keep_bits(seed, zero + block[None, :], zero + rows[:, None].to(tl.uint32), zero, zero + stream, THRESHOLD)
+    element = tl.arange(0, 16)[None, None, :].to(tl.uint32)
+    kept = (bits[:, :, None] >> (8 * (element % 4) + element // 4)) & 1
     return tl.reshape(kept, [ROWS, COLS]) != 0
 
 
 @triton.jit
-def keep_cols(seed_ptr, offs_m, first_col, head, stream, THRESHOLD: tl.constexpr, COLS: tl.constexpr):
-    """`keep_rows`, transposed: [COLS, ROWS]."""
-    ROWS: tl.constexpr = offs_m.shape[0]
-    block = first_col // 16 + tl.arange(0, COLS // 16)
-    counter = tl.zeros([COLS // 16, ROWS], tl.uint32)
-    bits = keep_words(
-        tl.load(seed_ptr), counter + block[:, None].to(tl.uint32), counter + offs_m[None, :].to(tl.uint32),
-        counter + head, counter + stream, THRESHOLD,
-    )  # fmt: skip
-    kept = (bits[:, None, :] >> tl.arange(0, 16)[None, :, None].to(tl.uint32)) & 1
-    return tl.reshape(kept, [COLS, ROWS]) != 0
+def keep_scores(seed, rows, first_col, head, stream, THRESHOLD: tl.constexpr, COLS: tl.constexpr):
+    """The dropout mask of a tile of scores, [ROWS, COLS] of int1: `fastbert.reference.keep_mask_scores`.
+
+    A thread of a tensor-core accumulator holds columns 8 j + 2 t and 8 j + 2 t + 1 of a row, with its own t in 0..3.
+    The 16 elements of one counter are those of j = 0..7: no thread computes what it does not need itself.
+
+    Args:
+        rows: [ROWS].  first_col: a multiple of COLS, which is a power of two from 16 on.
+    """
+    ROWS: tl.constexpr = rows.shape[0]
+    GROUPS: tl.constexpr = (COLS + 63) // 64
+    J: tl.constexpr = COLS // 8 if COLS < 64 else 8
+    zero = tl.zeros([ROWS, GROUPS, 4], tl.uint32)
+    block = (first_col // 64 * 4 + tl.arange(0, GROUPS)[:, None] * 4 + tl.arange(0, 4)[None, :]).to(tl.uint32)
+    row = rows[:, None, None].to(tl.uint32)
+    bits = keep_bits(seed, zero + block[None, :, :], zero + row, zero + head, zero + stream, THRESHOLD)
+    element = 2 * tl.arange(0, J)[:, None] + tl.arange(0, 2)[None, :]
+    if COLS < 64:
+        element += first_col % 64 // 4
+    shift = (8 * (element % 4) + element // 4).to(tl.uint32)
+    kept = (bits[:, :, None, :, None] >> shift[None, None, :, None, :]) & 1
+    return tl.reshape(kept, [ROWS, COLS]) != 0
 
 
 @triton.jit

@@ -17,12 +17,17 @@ class Chip(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Rows and columns of a tile, warps per program, and how many steps ahead a loop loads."""
+    """Rows and columns of a tile, warps per program, how many steps ahead a loop loads, registers a thread may use."""
 
     M: int
     N: int
-    warps: int
-    stages: int
+    num_warps: int
+    num_stages: int
+    maxnreg: int | None = None
+
+    def meta(self) -> dict[str, int | None]:
+        """As a launch takes them."""
+        return {f"BLOCK_{name}" if len(name) == 1 else name: value for name, value in self._asdict().items()}
 
 
 def chip(device: torch.device) -> Chip:

@@ -113,7 +113,7 @@ def test_dropout_equals_pytorch_with_the_mask_given() -> None:
     q, k, v, _, _, scale, *_, seed, stream = arguments
     actual, _ = attention_fwd(*arguments)
     for start, end in ((0, 5), (5, 25)):
-        keep = reference.keep_mask(3, start, end - start, end - start, 0.25, seed, stream)
+        keep = reference.keep_mask(3, start, end - start, end - start, 0.25, seed, stream, scores=True)
         p = (scale * q[start:end].transpose(0, 1) @ k[start:end].permute(1, 2, 0)).softmax(-1)
         expected = ((p * keep * 256 / 192) @ v[start:end].transpose(0, 1)).transpose(0, 1)
         torch.testing.assert_close(actual[start:end], expected)

@@ -21,17 +21,17 @@ def _mask(shape: tuple[int, int, int], p: float = 0.1, seed: int = 3, stream: in
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
     [
-        ([0, 0, 0, 0], [0, 0], "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ([0, 0, 0, 0], [0, 0], "5f6fb709 0d893f64 4f121f81 4f730a48"),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "5207ddc2 45165e59 4d8ee751 8c52f662"),
         (
             [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
             [0xA4093822, 0x299F31D0],
-            "d16cfe09 94fdcceb 5001e420 24126ea1",
+            "4dfccaba 190a87f0 c47362ba b6b5242a",
         ),
     ],
 )
 def test_known_answers(counter: list[int], key: list[int], words: str) -> None:
-    """Random123's own test vectors, https://github.com/DEShawResearch/random123."""
+    """Random123's own test vectors for 7 rounds, https://github.com/DEShawResearch/random123."""
     seed = torch.tensor((key[1] << 32 | key[0]) - (2**64 if key[1] >> 31 else 0))
     assert " ".join(f"{int(w):08x}" for w in reference.philox(tuple(torch.tensor(c) for c in counter), seed)) == words
 
@@ -41,9 +41,11 @@ def test_known_answers(counter: list[int], key: list[int], words: str) -> None:
 def test_cpp_equals_the_reference(shape: tuple[int, int, int], seed: int) -> None:
     heads, rows, cols = shape
     for p, stream, first_row in ((0.1, 0, 0), (0.5, 40, 513), (1.0, 1, 0), (0.001, 3, 7)):
-        expected = _mask(shape, p, seed, stream, first_row)
-        actual = _C.keep_mask(heads, first_row, rows, cols, reference.drop_threshold(p), seed, stream)
-        assert torch.equal(torch.from_numpy(actual), expected)
+        for scores in (False, True):
+            expected = reference.keep_mask(heads, first_row, rows, cols, p, torch.tensor(seed), stream, scores=scores)
+            threshold = reference.drop_threshold(p)
+            actual = _C.keep_mask(heads, first_row, rows, cols, threshold, seed, stream, scores)
+            assert torch.equal(torch.from_numpy(actual), expected)
 
 
 def test_bad_sizes() -> None:
@@ -92,7 +94,7 @@ def test_the_scale_keeps_the_mean() -> None:
 def test_in_place_on_a_cpu_with_and_without_the_extension(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = torch.tensor(5)
     for x in (torch.randn(6, 40), torch.randn(3, 6, 40)):
-        keep = _mask((1 if x.ndim == 2 else 3, 6, 40), p, 5, 9, 2).view(x.shape)
+        keep = reference.keep_mask(len(x) if x.ndim == 3 else 1, 2, 6, 40, p, seed, 9, scores=x.ndim == 3).view(x.shape)
         expected = x * keep * reference.keep_scale(p)
         torch.testing.assert_close(_cpu.dropout_(x.clone(), 2, p, seed, 9), expected)
         monkeypatch.setattr(_cpu, "_C", None)
