@@ -16,6 +16,7 @@ from fastbert.kernels.cross_entropy import linear_cross_entropy_fwd
 from fastbert.kernels.embedding import embedding_fwd
 from fastbert.kernels.ffn import linear_gelu_fwd
 from fastbert.kernels.layer_norm import layer_norm_fwd
+from fastbert.packing import DEBUG, check_cu_seqlens
 
 __all__ = ["attention", "draw_seed", "embedding", "layer_norm", "linear_cross_entropy", "linear_gelu"]
 
@@ -134,8 +135,8 @@ def layer_norm(
 
 def attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -148,8 +149,10 @@ def attention(
     """softmax(scale * q k^T) v within each sequence of a packed batch.
 
     Args:
-        q, k, v: (T, H, D), all sequences end to end; may be strided views of one tensor.
+        q, k, v: (T, H, D), all sequences end to end; any strides. Or q: (T, 3, H, D), one product with all three, and
+            k and v None: then the gradient, too, is one tensor.
         cu_seqlens: (B + 1,) int32, where each sequence starts, and T.  max_seqlen: tokens in the longest.
+            Their values are looked at only with FASTBERT_DEBUG=1 in the environment, for that waits for a GPU.
         scale: 1 / sqrt(D) where it is None.  causal: a token sees itself and what is to its left.
         dropout_p: probability of dropping a probability, in [0, 1].  seed: () int64, drawn where it is None.
 
@@ -157,22 +160,31 @@ def attention(
         (T, H, D), in autocast's dtype where that is on.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together.
+        ValueError: if shapes, dtypes or devices do not fit together, or scale is not above 0.
     """
-    if q.ndim != 3:
+    if k is None or v is None:
+        if k is not None or v is not None:
+            raise ValueError("k and v must both be given, or neither")
+        if q.ndim != 4 or q.shape[1] != 3:
+            raise ValueError(f"without k and v, q must be (tokens, 3, heads, head_dim), but is {_shape(q)}")
+    elif q.ndim != 3:
         raise ValueError(f"q must be (tokens, heads, head_dim), but is {_shape(q)}")
     for name, t in (("k", k), ("v", v)):
-        if t.shape != q.shape:
+        if t is not None and t.shape != q.shape:
             raise ValueError(f"{name} is {_shape(t)}, but q {_shape(q)}")
-    if not 0 < q.shape[2] <= 256:
-        raise ValueError(f"head_dim must be in [1, 256], but is {q.shape[2]}")
+    D = q.shape[-1]
+    if not 0 < D <= 256:
+        raise ValueError(f"head_dim must be in [1, 256], but is {D}")
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens must be (batch + 1,) int32, but is {_shape(cu_seqlens)} {cu_seqlens.dtype}")
     _check_devices(q, k=k, v=v, cu_seqlens=cu_seqlens)
+    if DEBUG and not torch.compiler.is_compiling():
+        check_cu_seqlens(cu_seqlens, max_seqlen, q.shape[0])
+    scale = D**-0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError(f"scale must be above 0, but is {scale}")
     dtype = _autocast_dtype(q)
-    if q.dtype != dtype or k.dtype != dtype or v.dtype != dtype:
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    q, k, v = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (q, k, v))
     seed = _seed(seed, dropout_p, q)
     o, _ = attention_fwd(q, k, v, cu_seqlens, max_seqlen, scale, causal, dropout_p, seed, stream)
     return cast(Tensor, o)

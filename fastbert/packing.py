@@ -3,9 +3,10 @@
 Dimension key:  B batch   L padded length   T packed tokens
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +15,23 @@ try:
     from fastbert import _C
 except ImportError:  # a bare checkout
     _C = None  # type: ignore[assignment]
+
+
+DEBUG = os.environ.get("FASTBERT_DEBUG", "0") not in ("", "0")  # look at values too, also where that waits for a GPU
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
+    """Look at the values, which waits for a GPU.
+
+    Raises:
+        ValueError: if they do not rise from 0 to the number of tokens, or max_seqlen is too small.
+    """
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != tokens or bounds != sorted(bounds):
+        raise ValueError(f"cu_seqlens must rise from 0 to the number of tokens, {tokens}, but is {bounds}")
+    longest = max((end - start for start, end in pairwise(bounds)), default=0)
+    if max_seqlen < longest:
+        raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence has {longest} tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,20 +134,15 @@ class Packing:
         """A batch that is packed already, (1, T). No host synchronisation.
 
         Raises:
-            ValueError: if cu_seqlens is no (B + 1,) int32; on a CPU also if it does not rise from 0 to T or
-                max_seqlen is too small.
+            ValueError: if cu_seqlens is no (B + 1,) int32; on a CPU, and everywhere with FASTBERT_DEBUG=1, also if it
+                does not rise from 0 to T or max_seqlen is too small.
         """
         if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0 or cu_seqlens.dtype != torch.int32:
             raise ValueError(
                 f"cu_seqlens must be (batch + 1,) int32, but is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
             )
-        if cu_seqlens.device.type == "cpu":
-            bounds = cu_seqlens.tolist()
-            if bounds[0] != 0 or bounds[-1] != tokens or bounds != sorted(bounds):
-                raise ValueError(f"cu_seqlens must rise from 0 to the number of tokens, {tokens}, but is {bounds}")
-            longest = int(cu_seqlens.diff().max()) if len(bounds) > 1 else 0
-            if max_seqlen < longest:
-                raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence has {longest} tokens")
+        if cu_seqlens.device.type == "cpu" or DEBUG:
+            check_cu_seqlens(cu_seqlens, max_seqlen, tokens)
         token = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens.device)
         seq = torch.searchsorted(cu_seqlens, token, right=True) - 1
         position_ids = (token - cu_seqlens[seq]).long()

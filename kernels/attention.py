@@ -353,25 +353,27 @@ def _attention_bwd_dkdv_kernel(
     tl.store(dv_ptr + offs_g, dv.to(dv_ptr.dtype.element_ty), mask=mask)
 
 
-def _blocks(pass_: str, BLOCK_D: int, dtype: torch.dtype, max_seqlen: int, chip: _launch.Chip) -> _launch.Blocks:
+def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip: _launch.Chip) -> _launch.Blocks:
     """The tile of one pass: "fwd", "dq", "dkdv", or "one_block" of the latter. Shorter sequences get smaller ones.
 
-    What each compiles to stands in bench/results/codegen.md: none of them spills. On Hopper 128 x 64 in 128 registers
-    keeps two programs on a multiprocessor, so that one's exponentials run beside the other's products.
+    What each compiles to stands in bench/results/codegen.md. On Hopper 128 x 64 in 128 registers keeps two programs
+    on a multiprocessor, so that one's exponentials run beside the other's products.
     """
     if dtype == torch.float32:
         tiles = _FLOAT32
     else:
-        tiles = _HOPPER if chip.capability >= (9, 0) else _AMPERE
-    tile = tiles[max(64, BLOCK_D)][pass_]
+        tiles = {8: _AMPERE, 9: _HOPPER}.get(chip.capability[0], _BLACKWELL)
+    wide = HEAD_DIM > 64 or HEAD_DIM % 8 != 0  # rows of odd sizes are loaded in pieces, each with its own address
+    tile = tiles[256 if HEAD_DIM > 128 else 128 if wide else 64][pass_]
     longest = max(16, triton.next_power_of_2(max_seqlen))
     if longest >= tile.M and longest >= tile.N:
         return tile
     M, N = min(tile.M, longest), min(tile.N, longest)
-    return _launch.Blocks(M, N, min(tile.num_warps, max(1, M * N // 512)), tile.num_stages)
+    scores = 128 if dtype == torch.float32 else 512  # of the tile, for each warp
+    return _launch.Blocks(M, N, min(tile.num_warps, max(1, M * N // scores)), tile.num_stages)
 
 
-_Tiles = dict[int, dict[str, _launch.Blocks]]  # by BLOCK_D, up to 64 alike, and by pass
+_Tiles = dict[int, dict[str, _launch.Blocks]]  # by the largest head_dim, and by pass
 _HOPPER: _Tiles = {
     64: {
         "fwd": _launch.Blocks(128, 64, 8, 3, maxnreg=128),
@@ -390,11 +392,20 @@ _HOPPER: _Tiles = {
         "dkdv": _launch.Blocks(32, 64, 8, 1),
     },
 }
+_BLACKWELL: _Tiles = {
+    **_HOPPER,
+    64: {
+        "fwd": _launch.Blocks(128, 64, 4, 3),
+        "dq": _launch.Blocks(128, 64, 8, 2),
+        "dkdv": _launch.Blocks(128, 64, 8, 2),
+        "one_block": _launch.Blocks(128, 128, 8, 1),
+    },
+}
 _AMPERE: _Tiles = {
     64: {
         "fwd": _launch.Blocks(64, 64, 4, 3),
         "dq": _launch.Blocks(64, 32, 4, 2),
-        "dkdv": _launch.Blocks(64, 64, 4, 1),
+        "dkdv": _launch.Blocks(32, 64, 4, 2),
         "one_block": _launch.Blocks(64, 64, 4, 1),
     },
     128: {
@@ -410,7 +421,7 @@ _AMPERE: _Tiles = {
 }
 _FLOAT32: _Tiles = {
     64: {
-        "fwd": _launch.Blocks(64, 64, 8, 1),
+        "fwd": _launch.Blocks(64, 32, 4, 1),
         "dq": _launch.Blocks(32, 32, 8, 1),
         "dkdv": _launch.Blocks(32, 32, 8, 1),
         "one_block": _launch.Blocks(32, 32, 8, 1),
@@ -422,15 +433,16 @@ _FLOAT32: _Tiles = {
     },
     256: {
         "fwd": _launch.Blocks(32, 32, 8, 1),
-        "dq": _launch.Blocks(16, 16, 16, 1),
+        "dq": _launch.Blocks(16, 16, 8, 1),
         "dkdv": _launch.Blocks(16, 16, 4, 1),
     },
 }
 
 
-def _one_block(BLOCK_D: int, dtype: torch.dtype, max_seqlen: int, chip: _launch.Chip) -> bool:
+def _one_block(HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip: _launch.Chip) -> bool:
     """Whether a program of the backward can own a whole (sequence, head)."""
-    return BLOCK_D <= 64 and max_seqlen <= _blocks("one_block", BLOCK_D, dtype, max_seqlen, chip).M
+    small = HEAD_DIM <= 64 and HEAD_DIM % 8 == 0
+    return small and max_seqlen <= _blocks("one_block", HEAD_DIM, dtype, max_seqlen, chip).M
 
 
 def _grid(cu_seqlens: Tensor, T: int, H: int, max_seqlen: int, BLOCK: int) -> tuple[tuple[int], int, int, bool]:
@@ -465,7 +477,7 @@ def _launch_fwd(
     q, k, v = reference.separate(q, k, v)
     T, H, D = q.shape
     BLOCK_D = max(16, triton.next_power_of_2(D))
-    blocks = _blocks("fwd", BLOCK_D, q.dtype, max_seqlen, _launch.chip(q.device))
+    blocks = _blocks("fwd", D, q.dtype, max_seqlen, _launch.chip(q.device))
     grid, B, blocks_per_seq, SLOTS = _grid(cu_seqlens, T, H, max_seqlen, blocks.M)
     _attention_fwd_kernel[grid](
         q, k, v, cu_seqlens, seed, o, lse,
@@ -505,7 +517,7 @@ def _launch_bwd(
     BLOCK_D = max(16, triton.next_power_of_2(D))
     strides = *q.stride(), *k.stride(), *v.stride(), *o.stride()[:2], *dq.stride()[:2], lse.stride(0)
     numbers = scale, reference.keep_scale(dropout_p), stream
-    one_block = _one_block(BLOCK_D, q.dtype, max_seqlen, chip)
+    one_block = _one_block(D, q.dtype, max_seqlen, chip)
     flags = {
         "CAUSAL": causal,
         "THRESHOLD": reference.drop_threshold(dropout_p),
@@ -514,13 +526,13 @@ def _launch_bwd(
         "BLOCK_D": BLOCK_D,
     }
     if not one_block:
-        blocks = _blocks("dq", BLOCK_D, q.dtype, max_seqlen, chip)
+        blocks = _blocks("dq", D, q.dtype, max_seqlen, chip)
         grid, *tiling, SLOTS = _grid(cu_seqlens, T, H, max_seqlen, blocks.M)
         _attention_bwd_dq_kernel[grid](
             do, q, k, v, o, lse, cu_seqlens, seed, dq, delta, *strides, tiling[0], H, tiling[1], *numbers,
             SLOTS=SLOTS, **flags, **blocks.meta(),
         )  # fmt: skip
-    blocks = _blocks("one_block" if one_block else "dkdv", BLOCK_D, q.dtype, max_seqlen, chip)
+    blocks = _blocks("one_block" if one_block else "dkdv", D, q.dtype, max_seqlen, chip)
     grid, *tiling, SLOTS = _grid(cu_seqlens, T, H, max_seqlen, blocks.N)
     _attention_bwd_dkdv_kernel[grid](
         do, q, k, v, o, lse, delta, cu_seqlens, seed, dq, dk, dv, *strides, tiling[0], H, tiling[1], *numbers,

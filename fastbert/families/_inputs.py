@@ -8,15 +8,12 @@ traces none of these checks.
 Dimension key:  B batch   L padded length   T packed tokens   N features
 """
 
-import os
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fastbert.packing import Packing
-
-DEBUG = os.environ.get("FASTBERT_DEBUG", "0") not in ("", "0")
+from fastbert.packing import DEBUG, Packing
 
 
 @dataclass(frozen=True)
