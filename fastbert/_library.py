@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.utils.flop_counter import register_flop_formula
 
 _LIB = torch.library.Library("fastbert", "FRAGMENT")
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -20,12 +21,14 @@ def define(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    flops: Callable[..., int] | None = None,
 ) -> OpOverload:
     """Register one operator and return it, callable.
 
     `cuda` launches Triton, `cpu` is the reference or PyTorch's own fused CPU kernel, `fake` computes only shapes
     and dtypes, `setup_context` and `backward` are its autograd formula. An operator without a formula raises when
-    gradients are asked for (that is what a second derivative meets).
+    gradients are asked for (that is what a second derivative meets). `flops` counts for torch.utils.flop_counter,
+    given the operator's arguments.
     Under TRITON_INTERPRET=1 the Triton launcher also serves CPU tensors, so the very same
     tests exercise the kernels on a machine without a GPU.
     """
@@ -49,7 +52,11 @@ def define(
         return backward(ctx, *gradients)
 
     torch.library.register_autograd(f"fastbert::{name}", differentiate, setup_context=keep, lib=_LIB)
-    op: OpOverload = getattr(torch.ops.fastbert, name).default
+    packet = getattr(torch.ops.fastbert, name)
+    if flops is not None:
+        count = flops
+        register_flop_formula(packet, get_raw=True)(lambda *args, out_val=None, **kwargs: count(*args, **kwargs))
+    op: OpOverload = packet.default
     return op
 
 

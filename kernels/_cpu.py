@@ -184,6 +184,12 @@ def _runs(cu_seqlens: Tensor) -> list[tuple[int, int, int]]:
     return runs
 
 
+def _separate(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's flash kernel takes the last stride for 1, without looking."""
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in reference.separate(q, k, v))
+    return q, k, v
+
+
 def _as_batch(t: Tensor, start: int, count: int, length: int) -> Tensor:
     """(count, H, length, D): a view of some of the packed tokens."""
     return t[start : start + count * length].view(count, length, *t.shape[1:]).transpose(1, 2)
@@ -209,7 +215,7 @@ def attention(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = reference.separate(q, k, v)
+    q, k, v = _separate(q, k, v)
     outputs: list[Tensor] = []
     lses = [q.new_empty((q.shape[1], 0), dtype=reference.accumulator(q))]
     for start, count, length in _runs(cu_seqlens):
@@ -244,7 +250,7 @@ def attention_backward(
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     packed = k is None
-    q, k, v = reference.separate(q, k, v)
+    q, k, v = _separate(q, k, v)
     gradients: list[tuple[Tensor, ...]] = []
     for start, count, length in _runs(cu_seqlens):
         if dropout_p == 0:

@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastbert import _library, reference
 from fastbert.kernels import _cpu, _launch
@@ -541,6 +542,23 @@ def _launch_bwd(
     return gradients
 
 
+def _scores(cu_seqlens: Tensor, T: int, max_seqlen: int) -> int:
+    """How many there are for each head; while tracing, when lengths are unknown, at most."""
+    if isinstance(cu_seqlens, FakeTensor) or cu_seqlens.is_meta:
+        return T * max_seqlen
+    return int(cu_seqlens.diff().long().square().sum())
+
+
+def _flops_fwd(q: Tensor, k: Tensor | None, v: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, *_: Any) -> int:
+    T, H, D = q.shape[0], *q.shape[-2:]
+    return 4 * H * D * _scores(cu_seqlens, T, max_seqlen)
+
+
+def _flops_bwd(do: Tensor, q: Any, k: Any, v: Any, o: Any, lse: Any, cu_seqlens: Tensor, longest: int, *_: Any) -> int:
+    T, H, D = do.shape
+    return 10 * H * D * _scores(cu_seqlens, T, longest)
+
+
 attention_bwd = _library.define(
     "attention_bwd(Tensor do, Tensor q, Tensor? k, Tensor? v, Tensor o, Tensor lse, Tensor cu_seqlens,"
     " SymInt max_seqlen, float scale, bool causal, float dropout_p, Tensor? seed, int stream)"
@@ -548,6 +566,7 @@ attention_bwd = _library.define(
     cuda=_launch_bwd,
     cpu=_cpu.attention_backward,
     fake=lambda do, q, k, v, *_: reference.attention_gradients(q, k, v),
+    flops=_flops_bwd,
 )
 
 
@@ -574,4 +593,5 @@ attention_fwd = _library.define(
     fake=_outputs,
     setup_context=_save,
     backward=_backward,
+    flops=_flops_fwd,
 )

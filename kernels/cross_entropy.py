@@ -31,6 +31,7 @@ linear_cross_entropy_bwd = _library.define(
     cuda=reference.linear_cross_entropy_backward,
     cpu=reference.linear_cross_entropy_backward,
     fake=_fake_bwd,
+    flops=lambda dloss, x, weight, *_: 6 * x.shape[0] * weight.numel(),
 )
 
 
@@ -54,4 +55,5 @@ linear_cross_entropy_fwd = _library.define(
     fake=_fake_fwd,
     setup_context=_save,
     backward=_backward,
+    flops=lambda x, weight, *_: 2 * x.shape[0] * weight.numel(),
 )

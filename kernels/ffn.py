@@ -51,4 +51,5 @@ linear_gelu_fwd = _library.define(
     fake=_fake_fwd,
     setup_context=_save,
     backward=_backward,
+    flops=lambda x, weight, *_: 2 * x.shape[0] * weight.numel(),
 )

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
+from fastbert.kernels import _launch
 from fastbert.kernels.attention import attention_bwd, attention_fwd
 from tests.oracle import assert_operator_accurate, to_float64
 
+pytestmark = pytest.mark.kernel
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -65,21 +67,94 @@ def _naive_backward(do: Tensor, *forward: object) -> tuple[Tensor, ...]:
     return torch.autograd.grad(_sdpa(*leaves, *rest), leaves, do)
 
 
-RAGGED = [1, 13, 0, 64, 65, 65, 0]
+RAGGED = [1, 13, 0, 64, 65, 65, 0]  # one short block, whole ones, one token more, nothing
+LONG = [200, 1, 130]  # several blocks, and the backward in two passes
+FLAGS = [(False, 0.0), (True, 0.0), (False, 0.1), (True, 0.6)]  # causal, dropout_p
+CASES = [
+    *((64, dtype, seqlens, *flags) for dtype in DTYPES for seqlens in (RAGGED, [64, 64]) for flags in FLAGS),
+    *(
+        (D, dtype, RAGGED, *FLAGS[(i + j) % 4])
+        for i, D in enumerate((16, 26, 32, 128))
+        for j, dtype in enumerate(DTYPES)
+    ),
+    *((D, torch.float16, [40, 7], *flags) for D in (80, 256) for flags in FLAGS[1:3]),
+    *((32, dtype, LONG, *flags) for dtype in DTYPES[1:] for flags in FLAGS[1:3]),
+    *((32, dtype, seqlens, False, 0.1) for dtype in DTYPES for seqlens in ([], [0], [1])),
+]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seqlens", [[64, 64], RAGGED, [], [0]], ids=str)
-@pytest.mark.parametrize("D", [16, 26, 64, 80, 128])
-@pytest.mark.parametrize(("causal", "dropout_p"), [(False, 0.0), (True, 0.0), (False, 0.1), (True, 0.1)])
+@pytest.mark.parametrize(("D", "dtype", "seqlens", "causal", "dropout_p"), CASES)
 @pytest.mark.usefixtures("poisoned_allocations")
-def test_accuracy(seqlens: list[int], D: int, dtype: torch.dtype, causal: bool, dropout_p: float, device: str) -> None:
-    forward = _inputs(seqlens, D, 2, dtype, device, causal, dropout_p)
+def test_accuracy(D: int, dtype: torch.dtype, seqlens: list[int], causal: bool, dropout_p: float, device: str) -> None:
+    _check_accuracy(_inputs(seqlens, D, 2, dtype, device, causal, dropout_p))
+
+
+def _check_accuracy(forward: list) -> None:
     assert_operator_accurate(_output, lambda *a: reference.attention(*a)[0], forward, naive=_naive)
     (_, lse), (_, exact) = attention_fwd(*forward), reference.attention(*map(to_float64, forward))
-    torch.testing.assert_close(lse.double(), exact, atol=1e-4 if dtype.itemsize == 2 else 1e-5, rtol=0)
+    tolerance = 1e-4 if forward[0].dtype.itemsize == 2 else 1e-5
+    torch.testing.assert_close(lse.double(), exact, atol=tolerance, rtol=tolerance)
     backward = _backward_inputs(forward)
     assert_operator_accurate(attention_bwd, reference.attention_backward, backward, naive=_naive_backward, factor=4.0)
+
+
+@pytest.mark.parametrize("seqlens", [[100, 28, 1], LONG], ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_tiles_of_hopper(seqlens: list[int], dropout_p: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter, too, runs the largest tiles; a GPU has its own."""
+    if device == "cpu":
+        monkeypatch.setattr(_launch, "chip", lambda device: _launch.Chip((9, 0), 232448, 132))
+    _check_accuracy(_inputs(seqlens, 64, 1, torch.float16, device, False, dropout_p))
+
+
+def test_many_sequences(device: str) -> None:
+    """More than `_tile` looks at in one step, and one of them much longer than the others."""
+    _check_accuracy(_inputs([1] * 150 + [70] + [2] * 110, 16, 1, torch.float32, device))
+
+
+def test_scores_far_from_zero(device: str) -> None:
+    """exp would overflow without the maximum taken off, and so it would for masked keys in the backward."""
+    forward = _inputs([70, 33], 32, 2, torch.float32, device)
+    forward[0] = forward[0] * 30 + 20
+    forward[1] = forward[1] - 10
+    _check_accuracy(forward)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("seqlens", [RAGGED, LONG], ids=str)
+def test_one_product_with_all_three(seqlens: list[int], dropout_p: float, device: str) -> None:
+    """The same bits as from three tensors, and the gradients in one."""
+    q, k, v, *rest = _inputs(seqlens, 32, 2, torch.float32, device, False, dropout_p)
+    separate = [t.clone().requires_grad_() for t in (q, k, v)]
+    packed = torch.stack((q, k, v), dim=1).requires_grad_()
+    expected, actual = attention_fwd(*separate, *rest)[0], attention_fwd(packed, None, None, *rest)[0]
+    assert torch.equal(actual, expected)
+    do = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, separate, do)
+    assert torch.equal(torch.autograd.grad(actual, packed, do)[0], torch.stack(gradients, dim=1))
+
+
+def test_any_strides(device: str) -> None:
+    q, k, v, *rest = _inputs([40, 9], 16, 2, torch.float32, device)
+    strided = [
+        q.transpose(0, 1).contiguous().transpose(0, 1),
+        k.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        torch.cat((v, v), dim=-1)[..., 16:],
+    ]
+    assert len({t.stride() for t in (q, *strided)}) == 4
+    _check_accuracy([*strided, *rest])
+
+
+def test_two_runs_are_bitwise_equal(device: str) -> None:
+    for seqlens in (RAGGED, LONG):
+        forward = _inputs(seqlens, 64, 2, torch.float16, device, False, 0.1)
+        backward = _backward_inputs(forward)
+        for first, second in zip(
+            (*attention_fwd(*forward), *attention_bwd(*backward)),
+            (*attention_fwd(*forward), *attention_bwd(*backward)),
+            strict=True,
+        ):
+            assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("causal", "dropout_p"), [(False, 0.0), (True, 0.0), (False, 0.3), (True, 1.0)])
@@ -122,9 +197,11 @@ def test_dropout_equals_pytorch_with_the_mask_given() -> None:
 def test_registration() -> None:
     for causal, dropout_p in ((False, 0.0), (True, 0.1)):
         forward = _inputs([3, 9], dropout_p=dropout_p, causal=causal)
-        torch.library.opcheck(attention_bwd, _backward_inputs(forward))
-        forward[:3] = [t.contiguous().requires_grad_() for t in forward[:3]]
-        torch.library.opcheck(attention_fwd, forward)
+        packed = [torch.stack(forward[:3], dim=1), None, None, *forward[3:]]
+        for inputs in (forward, packed):
+            torch.library.opcheck(attention_bwd, _backward_inputs(inputs))
+            leaves = [t if t is None else t.clone().requires_grad_() for t in inputs[:3]]
+            torch.library.opcheck(attention_fwd, [*leaves, *inputs[3:]])
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
