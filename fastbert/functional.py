@@ -110,7 +110,7 @@ def layer_norm(
         (..., N) in the residual's dtype, else in x's.
 
     Raises:
-        ValueError: if shapes or devices do not fit together.
+        ValueError: if shapes or devices do not fit together, or N is above 8192.
     """
     N = x.shape[-1]
     _check_norm(weight, bias, N)
@@ -119,12 +119,14 @@ def layer_norm(
     if x_bias is not None and x_bias.shape != (N,):
         raise ValueError(f"x_bias is {_shape(x_bias)}, not ({N},)")
     _check_devices(x, weight=weight, bias=bias, residual=residual, x_bias=x_bias)
+    if N > 8192:
+        raise ValueError(f"x has {N} features, more than 8192")
     y, _, _ = layer_norm_fwd(
-        x.reshape(-1, N),
-        x_bias,
-        None if residual is None else residual.reshape(-1, N),
-        weight,
-        bias,
+        _rows(x),
+        None if x_bias is None else x_bias.contiguous(),
+        None if residual is None else _rows(residual),
+        weight.contiguous(),
+        bias.contiguous(),
         eps,
         dropout_p,
         _seed(seed, dropout_p, x),
@@ -260,6 +262,12 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(M, N), each row's features side by side in memory; rows may lie anywhere."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _seed(seed: Tensor | None, dropout_p: float, like: Tensor) -> Tensor | None:
