@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types conformance bench sanitize clean
+.PHONY: help install demo test lint types conformance bench codegen faults sanitize clean
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -33,6 +33,12 @@ conformance: install  ## transformers' own model tests on fastbert's classes
 
 bench: install  ## patched against stock transformers on this machine; the README's table is its output
 	$(BIN)/python -m pytest bench --benchmark --benchmark-json=.out/bench.json
+
+codegen: install  ## what every kernel compiles to on every chip; needs no GPU
+	$(BIN)/python -m bench.codegen
+
+faults: install  ## put faults into the kernels one at a time: the tests must catch each
+	$(BIN)/python -m tests.faults
 
 sanitize:  ## the C++ core under the address and undefined-behaviour sanitizers
 	mkdir -p .out

@@ -1,0 +1,485 @@
+"""What every kernel compiles to, at every configuration that the launchers choose, on every chip. Needs no GPU.
+
+Nothing here repeats a launcher's configurations. The launchers themselves are called, on unfilled CPU tensors, with
+another chip's numbers in place of this machine's; Triton's own launch code binds and specialises the arguments, and
+what it then would compile is kept, compiled for that chip and taken apart.
+
+    python -m bench.codegen                                    everything, into bench/results/codegen.md
+    python -m bench.codegen --chip sm_90 --operator attention --dtype bf16 [--kernel fwd] [--sass]
+"""
+
+import argparse
+import importlib
+import itertools
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from fastbert import _library, functional  # noqa: F401  functional registers every operator
+from fastbert.kernels import _launch
+
+OUTPUT = Path(__file__).parent / "results/codegen.md"
+
+
+class Multiprocessor(NamedTuple):
+    """What one of a chip's multiprocessors holds at once, beside its registers."""
+
+    chip: _launch.Chip
+    warps: int
+    programs: int
+
+
+CHIPS = {  # A100, RTX A6000, H100 and H200, B200
+    "sm_80": Multiprocessor(_launch.Chip((8, 0), 166912, 108), 64, 32),
+    "sm_86": Multiprocessor(_launch.Chip((8, 6), 101376, 84), 48, 16),
+    "sm_90": Multiprocessor(_launch.Chip((9, 0), 232448, 132), 64, 32),
+    "sm_100": Multiprocessor(_launch.Chip((10, 0), 232448, 148), 64, 32),
+}
+REGISTERS = 64 * 1024  # of a multiprocessor
+TENSOR_MEMORY = 512  # columns, of a multiprocessor of sm_100
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Case(NamedTuple):
+    """A call of an operator's launchers, forward and backward. `usual`: a size that most models have."""
+
+    operator: str
+    dtype: str
+    launch: Callable[[], None]
+    usual: bool
+
+
+def attention(dtype: str, head_dim: int, seqlens: list[int], dropout_p: float, causal: bool = False) -> Case:
+    T, H = sum(seqlens), 16 if head_dim in (16, 128, 256) else 12
+
+    def launch() -> None:
+        q, k, v = torch.empty(T, 3, H, head_dim, dtype=DTYPES[dtype]).unbind(1)
+        cu_seqlens = torch.tensor([0, *seqlens]).cumsum(0).int()
+        options = cu_seqlens, max(seqlens), head_dim**-0.5, causal, dropout_p, _seed(dropout_p), 3
+        o, lse = _launcher("attention_fwd")(q, k, v, *options)
+        _launcher("attention_bwd")(torch.empty_like(o), q, k, v, o, lse, *options)
+
+    return Case("attention", dtype, launch, head_dim == 64 and max(seqlens) >= 128 and not causal)
+
+
+def attention_cases() -> Iterator[Case]:
+    """Lengths: one for each tile that shortens with the sequence, and 512. Dropout costs registers, so mostly with."""
+    for dtype, head_dim, lengths in (
+        ("bf16", 64, (16, 32, 64, 128, 512)),
+        ("bf16", 128, (16, 32, 64, 512)),
+        ("bf16", 256, (16, 32, 64, 512)),
+        ("bf16", 16, (512,)),
+        ("bf16", 26, (32, 512)),
+        ("bf16", 32, (32, 512)),
+        ("bf16", 80, (512,)),
+        ("fp16", 64, (128, 512)),
+        ("fp32", 64, (16, 32, 512)),
+        ("fp32", 128, (16, 32, 512)),
+        ("fp32", 256, (16, 32, 512)),
+        ("fp32", 26, (512,)),
+    ):
+        yield from (attention(dtype, head_dim, [L] * 3, 0.1) for L in lengths)
+    yield from (attention("bf16", head_dim, [512] * 3, 0.0) for head_dim in (64, 26, 32, 128, 256))
+    yield from (attention(dtype, 64, [L] * 3, 0.0) for dtype, L in (("bf16", 128), ("fp16", 512), ("fp32", 512)))
+    yield from (attention("bf16", 64, [L] * 3, 0.1, causal=True) for L in (128, 512))
+    yield from (attention("bf16", 64, [L, *[1] * 15], 0.1) for L in (128, 512))  # ragged
+
+
+CASES: tuple[Callable[[], Iterator[Case]], ...] = (attention_cases,)
+
+
+def _launcher(name: str) -> Callable[..., Any]:
+    return _library._SIDES[name]["cuda"]
+
+
+def _seed(dropout_p: float) -> Tensor | None:
+    return torch.tensor(5) if dropout_p > 0 else None
+
+
+OPTIONS = {"warps": "num_warps", "stages": "num_stages", "registers": "maxnreg"}
+
+
+class Launch(NamedTuple):
+    """What Triton would have compiled, in plain data that another process can compile."""
+
+    operator: str
+    module: str
+    kernel: str
+    dtype: str
+    chip: str
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]  # constexprs, and arguments that are None or 1
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+    named: dict[str, Any]  # the constants, by name
+
+    def compile(self) -> Any:
+        kernel = getattr(importlib.import_module(self.module), self.kernel)
+        source = ASTSource(kernel, self.signature, self.constants, self.attributes)
+        return triton.compile(source, target=_target(self.chip), options=self.options)
+
+    def configuration(self) -> str:
+        """The constants that tell one launch from another, as short as they can be read."""
+        shown = {
+            name.removeprefix("BLOCK_"): value
+            for name, value in self.named.items()
+            if value not in (None, 0, "ieee") and not name.startswith("stride_")
+        }
+        shown |= {short: self.options[name] for short, name in OPTIONS.items() if self.options[name] is not None}
+        return " ".join(name if value is True else f"{name}={value}" for name, value in shown.items())
+
+
+def launches(chip: str, cases: Iterable[Case]) -> list[Launch]:
+    """All different launches of these cases on a chip, without launching them."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("interpreted kernels are not compiled: unset TRITON_INTERPRET")
+    found: dict[tuple[str, str], Launch] = {}
+
+    def keep(
+        kernel: JITFunction[Any],
+        key: Any,
+        signature: Any,
+        _device: Any,
+        constants: Any,
+        options: Any,
+        attrs: Any,
+        *_: Any,
+    ) -> None:
+        named = {kernel.params[path[0]].name: value for path, value in constants.items()}
+        launch = Launch(
+            case.operator, kernel.__module__, kernel.__name__, case.dtype, chip,
+            signature, constants, attrs, dict(options.__dict__), named,
+        )  # fmt: skip
+        found.setdefault((kernel.__name__, str(key)), launch)
+
+    device = SimpleNamespace(
+        get_current_device=lambda: chip,
+        get_current_stream=lambda _device: 0,
+        get_current_target=lambda: _target(chip),
+    )
+    with (
+        mock.patch.object(_launch, "chip", return_value=CHIPS[chip].chip),
+        mock.patch.object(driver, "_active", device),
+        mock.patch.object(JITFunction, "_do_compile", keep),
+    ):
+        for case in cases:
+            case.launch()
+    return list(found.values())
+
+
+def _target(chip: str) -> GPUTarget:
+    major, minor = CHIPS[chip].chip.capability
+    return GPUTarget("cuda", 10 * major + minor, 32)
+
+
+class Instruction(NamedTuple):
+    address: int
+    conditional: bool
+    opcode: str
+    target: int | None  # where it may jump
+
+
+class Report(NamedTuple):
+    """What one launch compiles to. Counts are of instructions by opcode: of the kernel, and of its hot loop."""
+
+    launch: Launch
+    registers: int
+    spilled: int  # bytes
+    shared: int
+    tensor_memory: int  # columns
+    programs: int  # that a multiprocessor holds at once
+    kernel: Counter[str]
+    loop: Counter[str]
+    looping: bool  # or else the hot loop is the whole kernel
+    elements: float  # of a step's tile, for each thread
+    faults: tuple[str, ...]
+
+
+def report(launch: Launch) -> Report:
+    compiled = launch.compile()
+    code = _instructions(sass(compiled))
+    registers, spilled = _resources(compiled)
+    shared, tensor_memory = compiled.metadata.shared, compiled.metadata.tmem_size or 0
+    kernel = _count(code)
+    loop = _hot_loop(code)
+    num_warps = launch.options["num_warps"]
+    tile = [launch.named[name] for name in ("BLOCK_M", "BLOCK_N") if name in launch.named]
+    elements = float(torch.tensor(tile).prod()) / (32 * num_warps)
+    programs = _programs(launch.chip, num_warps, registers, shared, tensor_memory)
+    faults = []
+    if spilled or _total(kernel, SPILLS):
+        faults.append(f"spills {spilled} bytes, {_total(kernel, SPILLS)} instructions")
+    if shared > CHIPS[launch.chip].chip.shared:
+        faults.append(f"needs {shared} bytes of shared memory of {CHIPS[launch.chip].chip.shared}")
+    if programs == 0:
+        faults.append("does not fit a multiprocessor")
+    if _scalar_products(compiled) or (_half_products(compiled) and not _total(kernel, TENSOR)):
+        faults.append("a product of 16-bit operands without tensor cores")
+    return Report(
+        launch, registers, spilled, shared, tensor_memory, programs,
+        kernel, _count(loop or code), bool(loop), elements, tuple(faults),
+    )  # fmt: skip
+
+
+TENSOR = r"HGMMA|HMMA|UTC\w*MMA"
+SPILLS = r"LDL|STL"
+FMA = r"F(FMA|MUL|ADD)2?"
+
+
+def _half_products(compiled: Any) -> int:
+    return len(re.findall(r"tt\.dot .*:.*tensor<[\dx]+x(?:bf16|f16).*\*", compiled.asm["ttir"]))
+
+
+def _scalar_products(compiled: Any) -> int:
+    """Products that were not given to tensor cores, beyond those in float32."""
+    scalar = len(re.findall(r"tt\.dot .*-> tensor<[\dx]+xf32, #blocked", compiled.asm["ttgir"]))
+    return scalar if len(re.findall(r"tt\.dot ", compiled.asm["ttir"])) == _half_products(compiled) else 0
+
+
+def _cuobjdump(compiled: Any, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def sass(compiled: Any) -> str:
+    """Machine code with addresses, without the encodings."""
+    return re.sub(r"\s+/\* 0x[0-9a-f]{16} \*/", "", _cuobjdump(compiled, "-sass"))
+
+
+def _resources(compiled: Any) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack: Triton's kernels have nothing there but spills."""
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _cuobjdump(compiled, "-res-usage")))
+    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
+
+
+def _programs(chip: str, num_warps: int, registers: int, shared: int, tensor_memory: int) -> int:
+    """How many programs a multiprocessor holds at once. A warp gets registers by 256, out of one of four files."""
+    limits = CHIPS[chip]
+    of_a_warp = -(-registers * 32 // 256) * 256
+    warps = min(limits.warps, 4 * (REGISTERS // 4 // of_a_warp))
+    reserved = 1024  # bytes of shared memory that the driver takes for each program
+    programs = min(limits.programs, warps // num_warps, (limits.chip.shared + reserved) // (shared + reserved))
+    return min(programs, TENSOR_MEMORY // tensor_memory) if tensor_memory else programs
+
+
+def _instructions(text: str) -> list[Instruction]:
+    found = []
+    line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)\s*(.*?)\s*;"
+    for address, predicate, opcode, operands in re.findall(line, text, re.MULTILINE):
+        jump = re.search(r"(?:^|[ ,])(0x[0-9a-f]+)$", operands) if re.match(r"BRA|CALL|JMP", opcode) else None
+        conditional = bool(predicate) or (jump is not None and (jump.start() > 0 or opcode.startswith("CALL")))
+        found.append(Instruction(int(address, 16), conditional, opcode, int(jump[1], 16) if jump else None))
+    return found
+
+
+def _count(code: list[Instruction]) -> Counter[str]:
+    return Counter(instruction.opcode for instruction in code if instruction.opcode != "NOP")
+
+
+def _total(counts: Counter[str], pattern: str) -> int:
+    """Instructions of some kinds. sm_100 has some that do two floats at once: FFMA2."""
+    matching = {opcode: n for opcode, n in counts.items() if re.fullmatch(pattern, opcode.partition(".")[0])}
+    return sum(n * (2 if opcode.partition(".")[0].endswith("2") else 1) for opcode, n in matching.items())
+
+
+def _hot_loop(code: list[Instruction]) -> list[Instruction]:
+    """The innermost loop with the most products; without products, the largest innermost one. May be none."""
+    loops = _loops(code)
+    if _total(_count(code), TENSOR):
+        loops = [loop for loop in loops if _total(_count([code[i] for i in loop]), TENSOR)]
+    else:
+        loops = [loop for loop in loops if len(loop) > 12]  # not those that wait for a barrier
+    inner = [loop for loop in loops if not any(other < loop for other in loops)]
+    inner.sort(key=lambda loop: (_total(_count([code[i] for i in loop]), TENSOR), len(loop)))
+    return [code[i] for i in sorted(inner[-1])] if inner else []
+
+
+def _loops(code: list[Instruction]) -> list[set[int]]:
+    """Natural loops, as the indices of their instructions.
+
+    ptxas puts rarely taken blocks behind everything else, so that a jump back is not yet a loop: one is where a block
+    jumps to a block that dominates it.
+    """
+    index = {instruction.address: i for i, instruction in enumerate(code)}
+    ends = [i + 1 for i, it in enumerate(code) if it.target is not None or it.opcode.startswith(("EXIT", "RET"))]
+    starts = sorted({0, *(e for e in ends if e < len(code)), *(index[it.target] for it in code if it.target in index)})
+    bounds = [*starts, len(code)]
+    block = {start: b for b, start in enumerate(starts)}
+    successors: list[set[int]] = []
+    for end in bounds[1:]:
+        last = code[end - 1]
+        stops = not last.conditional and (last.target is not None or last.opcode.startswith(("EXIT", "RET")))
+        following = set() if stops or end == len(code) else {block[end]}
+        successors.append(following | ({block[index[last.target]]} if last.target in index else set()))
+    predecessors = [{p for p, after in enumerate(successors) if b in after} for b in range(len(starts))]
+
+    everything = (1 << len(starts)) - 1
+    dominators = [1] + [everything] * (len(starts) - 1)  # bit sets
+    changed = True
+    while changed:
+        changed = False
+        for b in range(1, len(starts)):
+            common = everything
+            for p in predecessors[b]:
+                common &= dominators[p]
+            changed |= dominators[b] != common | 1 << b
+            dominators[b] = common | 1 << b
+
+    bodies: dict[int, set[int]] = {}
+    for b, after in enumerate(successors):
+        for header in after:
+            if dominators[b] >> header & 1:
+                body, waiting = bodies.setdefault(header, {header}), [b]
+                while waiting:
+                    member = waiting.pop()
+                    if member not in body:
+                        body.add(member)
+                        waiting += predecessors[member]
+    return [{i for b in body for i in range(bounds[b], bounds[b + 1])} for body in bodies.values()]
+
+
+COLUMNS = (
+    "kernel", "dtype", "configuration", "regs", "spill", "shared", "warps", "products", "loads", "async", "stores",
+    "LDS", "STS", "BAR", "SHFL", "loop", "MUFU", "FMA", "IMAD", "logic", "all",
+)  # fmt: skip
+
+
+def row(it: Report) -> tuple[str, ...]:
+    """Cells of the table, in the order of COLUMNS."""
+
+    def count(pattern: str) -> str:
+        return str(_total(it.kernel, pattern) or "")
+
+    def per_element(n: int) -> str:
+        return f"{n / it.elements:.1f}"
+
+    moves = sum(n for opcode, n in it.loop.items() if opcode.startswith("IMAD.MOV"))
+    products = sorted({name for opcode in it.kernel if re.fullmatch(TENSOR, name := opcode.partition(".")[0])})
+    return (
+        it.launch.kernel.removeprefix(f"_{it.launch.operator}_").removesuffix("_kernel"),
+        it.launch.dtype,
+        it.launch.configuration(),
+        str(it.registers),
+        str(it.spilled or ""),
+        f"{it.shared / 1024:.1f}",
+        str(it.programs * it.launch.options["num_warps"]),
+        " ".join(f"{_total(it.loop, name)}/{count(name)} {name}" for name in products),
+        _widths(it.kernel, "LDG"),
+        _widths(it.kernel, "LDGSTS") + (f" {count('UTMALDG')} TMA" if count("UTMALDG") else ""),
+        _widths(it.kernel, "STG"),
+        count("LDS|LDSM"),
+        count("STS|STSM"),
+        count("BAR"),
+        count("SHFL"),
+        f"{it.loop.total()}" if it.looping else f"({it.loop.total()})",
+        per_element(_total(it.loop, "MUFU")),
+        per_element(_total(it.loop, FMA)),
+        per_element(_total(it.loop, "IMAD") - moves),
+        per_element(_total(it.loop, "LOP3|SHF|PRMT")),
+        per_element(it.loop.total()),
+    )
+
+
+def _widths(counts: Counter[str], kind: str) -> str:
+    """Instructions by the bytes that a thread moves with each, as in "8x16 1x4"."""
+    widths = Counter[int]()
+    for opcode, n in counts.items():
+        name, *modifiers = opcode.split(".")
+        if name == kind:
+            bits = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
+            widths[next((bits[m] for m in modifiers if m in bits), 32) // 8] += n
+    return " ".join(f"{n}x{width}" for width, n in sorted(widths.items(), reverse=True))
+
+
+LEGEND = """A thread's registers, and bytes that spill; KiB of shared memory; warps that a multiprocessor holds at once.
+Tensor-core instructions, in the hot loop / in the kernel. Instructions that load, that load asynchronously into shared
+memory, and that store, as count x bytes for each thread; those on shared memory, barriers, shuffles. Then the hot loop,
+which is the innermost one with the most products (in brackets: no loop, the whole kernel): its instructions, and how
+many of them a thread spends on one element of the tile M x N: MUFU, float (FFMA, FMUL, FADD), IMAD without moves, logic
+(LOP3, SHF, PRMT), all."""
+
+
+def markdown(reports: list[Report]) -> str:
+    nvidia = triton.knobs.nvidia
+    failing = [it for it in reports if it.faults]
+    lines = [
+        "# What the kernels compile to",
+        "",
+        f"Written by `make codegen`: triton {triton.__version__}, ptxas {nvidia.ptxas.version},"
+        f" for sm_100 {nvidia.ptxas_blackwell.version}. {len(reports)} launches, {len(failing)} at fault.",
+        "",
+        LEGEND,
+        "",
+        *dict.fromkeys(f"- **{it.launch.chip} {' '.join(row(it)[:3])}**: {', '.join(it.faults)}" for it in failing),
+    ]
+    operators = list(dict.fromkeys(it.launch.operator for it in reports))
+    for operator, chip in itertools.product(operators, CHIPS):
+        group = [it for it in reports if (it.launch.operator, it.launch.chip) == (operator, chip)]
+        if not group:
+            continue
+        limits = CHIPS[chip]
+        title = f"## {operator}, {chip}: {limits.chip.shared // 1024} KiB for a program, {limits.warps} warps"
+        lines += ["", title, "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        group.sort(key=lambda it: it.launch.kernel)
+        lines += dict.fromkeys("| " + " | ".join(row(it)) + " |" for it in group)
+    return "\n".join(lines) + "\n"
+
+
+def reports(found: list[Launch], processes: int = 2) -> list[Report]:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(report, found, chunksize=4))
+
+
+def all_cases(operator: str | None = None, dtype: str | None = None) -> list[Case]:
+    cases = (case for some in CASES for case in some())
+    return [case for case in cases if operator in (None, case.operator) and dtype in (None, case.dtype)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", choices=CHIPS)
+    parser.add_argument("--operator")
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--kernel", default="", help="part of its name")
+    parser.add_argument("--sass", action="store_true", help="print machine code instead of the table")
+    arguments = parser.parse_args()
+    cases = all_cases(arguments.operator, arguments.dtype)
+    chips = [arguments.chip] if arguments.chip else list(CHIPS)
+    found = [it for chip in chips for it in launches(chip, cases) if arguments.kernel in it.kernel]
+    if arguments.sass:
+        for launch in found:
+            print(f"// {launch.chip} {launch.kernel} {launch.dtype} {launch.configuration()}", sass(launch.compile()))
+        return 0
+    done = reports(found)
+    table = markdown(done)
+    if len(sys.argv) == 1:
+        OUTPUT.write_text(table)
+        print(f"{OUTPUT.relative_to(Path.cwd())}: {table.splitlines()[2]}")
+    else:
+        print(table)
+    return int(any(it.faults for it in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
