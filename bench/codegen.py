@@ -77,7 +77,7 @@ def attention(dtype: str, head_dim: int, seqlens: list[int], dropout_p: float, c
         o, lse = _launcher("attention_fwd")(q, k, v, *options)
         _launcher("attention_bwd")(torch.empty_like(o), q, k, v, o, lse, *options)
 
-    return Case("attention", dtype, launch, head_dim == 64 and max(seqlens) >= 128 and not causal)
+    return Case("attention", dtype, launch, head_dim == 64 and seqlens[1:] in ([128] * 2, [512] * 2) and not causal)
 
 
 def attention_cases() -> Iterator[Case]:
@@ -90,20 +90,77 @@ def attention_cases() -> Iterator[Case]:
         ("bf16", 26, (32, 512)),
         ("bf16", 32, (32, 512)),
         ("bf16", 80, (512,)),
-        ("fp16", 64, (128, 512)),
+        ("fp16", 64, (512,)),
         ("fp32", 64, (16, 32, 512)),
         ("fp32", 128, (16, 32, 512)),
         ("fp32", 256, (16, 32, 512)),
-        ("fp32", 26, (512,)),
     ):
         yield from (attention(dtype, head_dim, [L] * 3, 0.1) for L in lengths)
-    yield from (attention("bf16", head_dim, [512] * 3, 0.0) for head_dim in (64, 26, 32, 128, 256))
-    yield from (attention(dtype, 64, [L] * 3, 0.0) for dtype, L in (("bf16", 128), ("fp16", 512), ("fp32", 512)))
+    yield from (attention("bf16", head_dim, [512] * 3, 0.0) for head_dim in (64, 128, 256))
+    yield from (attention(dtype, 64, [L] * 3, 0.0) for dtype, L in (("bf16", 128), ("fp32", 512)))
     yield from (attention("bf16", 64, [L] * 3, 0.1, causal=True) for L in (128, 512))
     yield from (attention("bf16", 64, [L, *[1] * 15], 0.1) for L in (128, 512))  # ragged
 
 
-CASES: tuple[Callable[[], Iterator[Case]], ...] = (attention_cases,)
+def layer_norm(
+    dtype: str, N: int, dropout_p: float, residual: torch.dtype | None, weights: torch.dtype, usual: bool = False
+) -> Case:
+    M = 4099
+
+    def launch() -> None:
+        x = torch.empty(M, N, dtype=DTYPES[dtype])
+        h = None if residual is None else x.to(residual)
+        weight, bias = torch.empty(2, N, dtype=weights)
+        x_bias = None if residual is None else torch.empty(N, dtype=weights)
+        dropout = dropout_p, _seed(dropout_p), 3
+        y, mean, rstd = _launcher("layer_norm_fwd")(x, x_bias, h, weight, bias, 1e-12, *dropout)
+        _launcher("layer_norm_bwd")(torch.empty_like(y), x, x_bias, h, weight, mean, rstd, *dropout)
+
+    return Case("layer_norm", dtype, launch, usual)
+
+
+def layer_norm_cases() -> Iterator[Case]:
+    """After a layer's products: with bias and residual. In a head: without. Under autocast weights are float32."""
+    for dtype, sizes in (
+        ("bf16", (128, 256, 312, 384, 512, 768, 1024, 1536, 2048, 2560, 4096, 8192)),
+        ("fp32", (768, 1024, 8192)),
+        ("fp16", (768,)),
+    ):
+        same = DTYPES[dtype]
+        yield from (layer_norm(dtype, N, 0.1, same, same, usual=N == 768) for N in sizes)
+    yield from (layer_norm(dtype, 768, 0.0, DTYPES[dtype], DTYPES[dtype]) for dtype in ("bf16", "fp32"))
+    yield layer_norm("bf16", 768, 0.0, None, torch.bfloat16)
+    yield from (layer_norm("bf16", 768, 0.1, residual, torch.float32) for residual in (torch.bfloat16, torch.float32))
+
+
+def embedding(dtype: str, N: int, dropout_p: float, task_types: bool = False) -> Case:
+    T = 4099
+
+    def launch() -> None:
+        ids = torch.zeros(4, T, dtype=torch.int64).unbind()
+        tables = torch.empty(4, 512, N, dtype=DTYPES[dtype]).unbind()
+        if not task_types:
+            ids, tables = (*ids[:3], None), (*tables[:3], None)
+        weight, bias = torch.empty(2, N, dtype=DTYPES[dtype])
+        dropout = dropout_p, _seed(dropout_p), 3
+        y, mean, rstd = _launcher("embedding_fwd")(*ids, *tables, weight, bias, 0, 1e-12, *dropout)
+        _launcher("embedding_bwd")(torch.empty_like(y), *ids, *tables, weight, mean, rstd, 0, *dropout)
+
+    return Case("embedding", dtype, launch, N == 768 and dropout_p > 0 and not task_types)
+
+
+def embedding_cases() -> Iterator[Case]:
+    for dtype, sizes in (
+        ("bf16", (256, 312, 384, 768, 1024, 4096)),
+        ("fp32", (768, 4096)),
+        ("fp16", (768,)),
+    ):
+        yield from (embedding(dtype, N, 0.1) for N in sizes)
+    yield embedding("bf16", 768, 0.0)
+    yield embedding("bf16", 768, 0.1, task_types=True)
+
+
+CASES: tuple[Callable[[], Iterator[Case]], ...] = (attention_cases, layer_norm_cases, embedding_cases)
 
 
 def _launcher(name: str) -> Callable[..., Any]:
@@ -134,7 +191,9 @@ class Launch(NamedTuple):
     def compile(self) -> Any:
         kernel = getattr(importlib.import_module(self.module), self.kernel)
         source = ASTSource(kernel, self.signature, self.constants, self.attributes)
-        return triton.compile(source, target=_target(self.chip), options=self.options)
+        with triton.knobs.compilation.scope():
+            triton.knobs.compilation.disable_line_info = True  # a third of the time
+            return triton.compile(source, target=_target(self.chip), options=self.options)
 
     def configuration(self) -> str:
         """The constants that tell one launch from another, as short as they can be read."""
@@ -143,6 +202,8 @@ class Launch(NamedTuple):
             for name, value in self.named.items()
             if value not in (None, 0, "ieee") and not name.startswith("stride_")
         }
+        pointers = {name.removesuffix("_ptr"): type_[1:] for name, type_ in self.signature.items() if type_[0] == "*"}
+        shown |= {name: type_ for name, type_ in pointers.items() if name in ("residual", "weight")}
         shown |= {short: self.options[name] for short, name in OPTIONS.items() if self.options[name] is not None}
         return " ".join(name if value is True else f"{name}={value}" for name, value in shown.items())
 
@@ -191,10 +252,9 @@ def _target(chip: str) -> GPUTarget:
 
 
 class Instruction(NamedTuple):
-    address: int
     conditional: bool
     opcode: str
-    target: int | None  # where it may jump
+    target: Any  # where it may jump: the index of an instruction
 
 
 class Report(NamedTuple):
@@ -221,8 +281,7 @@ def report(launch: Launch) -> Report:
     kernel = _count(code)
     loop = _hot_loop(code)
     num_warps = launch.options["num_warps"]
-    tile = [launch.named[name] for name in ("BLOCK_M", "BLOCK_N") if name in launch.named]
-    elements = float(torch.tensor(tile).prod()) / (32 * num_warps)
+    elements = _tile(launch.named) / (32 * num_warps)
     programs = _programs(launch.chip, num_warps, registers, shared, tensor_memory)
     faults = []
     if spilled or _total(kernel, SPILLS):
@@ -244,6 +303,13 @@ SPILLS = r"LDL|STL"
 FMA = r"F(FMA|MUL|ADD)2?"
 
 
+def _tile(constants: dict[str, Any]) -> int:
+    """Elements of the tile that a step works on."""
+    if "COLS0" in constants:  # rows of features
+        return constants["ROWS"] * (constants["COLS0"] + constants["COLS1"])
+    return constants.get("BLOCK_M", 1) * constants["BLOCK_N"]
+
+
 def _half_products(compiled: Any) -> int:
     return len(re.findall(r"tt\.dot .*:.*tensor<[\dx]+x(?:bf16|f16).*\*", compiled.asm["ttir"]))
 
@@ -254,22 +320,22 @@ def _scalar_products(compiled: Any) -> int:
     return scalar if len(re.findall(r"tt\.dot ", compiled.asm["ttir"])) == _half_products(compiled) else 0
 
 
-def _cuobjdump(compiled: Any, option: str) -> str:
+def _dump(compiled: Any, *command: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def sass(compiled: Any) -> str:
-    """Machine code with addresses, without the encodings."""
-    return re.sub(r"\s+/\* 0x[0-9a-f]{16} \*/", "", _cuobjdump(compiled, "-sass"))
+    return _dump(compiled, triton.knobs.nvidia.nvdisasm.path, "--print-code", "--no-dataflow")
 
 
 def _resources(compiled: Any) -> tuple[int, int]:
     """Registers of a thread, and bytes of its stack: Triton's kernels have nothing there but spills."""
-    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _cuobjdump(compiled, "-res-usage")))
+    usage = dict(
+        re.findall(r"(REG|STACK|LOCAL):(\d+)", _dump(compiled, triton.knobs.nvidia.cuobjdump.path, "-res-usage"))
+    )
     return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
 
 
@@ -284,13 +350,17 @@ def _programs(chip: str, num_warps: int, registers: int, shared: int, tensor_mem
 
 
 def _instructions(text: str) -> list[Instruction]:
-    found = []
-    line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)\s*(.*?)\s*;"
-    for address, predicate, opcode, operands in re.findall(line, text, re.MULTILINE):
-        jump = re.search(r"(?:^|[ ,])(0x[0-9a-f]+)$", operands) if re.match(r"BRA|CALL|JMP", opcode) else None
+    found: list[Instruction] = []
+    labels: dict[str, int] = {}
+    line = r"^(\.L\w+):|^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)\s*(.*?)\s*;"
+    for label, predicate, opcode, operands in re.findall(line, text, re.MULTILINE):
+        if label:
+            labels[label] = len(found)
+            continue
+        jump = re.search(r"`\((\.L\w+)\)$", operands) if opcode.startswith(("BRA", "CALL", "JMP")) else None
         conditional = bool(predicate) or (jump is not None and (jump.start() > 0 or opcode.startswith("CALL")))
-        found.append(Instruction(int(address, 16), conditional, opcode, int(jump[1], 16) if jump else None))
-    return found
+        found.append(Instruction(conditional, opcode, jump[1] if jump else None))
+    return [it._replace(target=labels[it.target]) if it.target in labels else it for it in found]
 
 
 def _count(code: list[Instruction]) -> Counter[str]:
@@ -321,9 +391,8 @@ def _loops(code: list[Instruction]) -> list[set[int]]:
     ptxas puts rarely taken blocks behind everything else, so that a jump back is not yet a loop: one is where a block
     jumps to a block that dominates it.
     """
-    index = {instruction.address: i for i, instruction in enumerate(code)}
     ends = [i + 1 for i, it in enumerate(code) if it.target is not None or it.opcode.startswith(("EXIT", "RET"))]
-    starts = sorted({0, *(e for e in ends if e < len(code)), *(index[it.target] for it in code if it.target in index)})
+    starts = sorted({0, *(e for e in ends if e < len(code)), *(it.target for it in code if it.target is not None)})
     bounds = [*starts, len(code)]
     block = {start: b for b, start in enumerate(starts)}
     successors: list[set[int]] = []
@@ -331,7 +400,7 @@ def _loops(code: list[Instruction]) -> list[set[int]]:
         last = code[end - 1]
         stops = not last.conditional and (last.target is not None or last.opcode.startswith(("EXIT", "RET")))
         following = set() if stops or end == len(code) else {block[end]}
-        successors.append(following | ({block[index[last.target]]} if last.target in index else set()))
+        successors.append(following | ({block[last.target]} if last.target is not None else set()))
     predecessors = [{p for p, after in enumerate(successors) if b in after} for b in range(len(starts))]
 
     everything = (1 << len(starts)) - 1
