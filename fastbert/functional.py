@@ -36,19 +36,22 @@ def embedding(
     weight: Tensor,
     bias: Tensor,
     *,
+    task_type_ids: Tensor | None = None,
+    task_type_weight: Tensor | None = None,
     eps: float = 1e-12,
     padding_idx: int | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     stream: int = 0,
 ) -> Tensor:
-    """dropout(LayerNorm(word + token type + position)): BERT's embeddings from packed ids.
+    """dropout(LayerNorm(word + token type + position (+ task type))): BERT's and ERNIE's embeddings from packed ids.
 
     Ids out of range are undefined behaviour on a GPU; `fastbert`'s models check them first.
 
     Args:
         input_ids, position_ids, token_type_ids: (...,) integers of one shape.
         word_weight: (V, N).  position_weight, token_type_weight: (_, N).  weight, bias: (N,) of the LayerNorm.
+        task_type_ids, task_type_weight: ERNIE's fourth table, both or neither.
         padding_idx: the row of word_weight that gets no gradient.
         dropout_p: probability of dropping an element, in [0, 1].  seed: () int64, drawn where it is None.
 
@@ -58,27 +61,39 @@ def embedding(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together.
     """
+    if (task_type_ids is None) != (task_type_weight is None):
+        raise ValueError("task_type_ids and task_type_weight must both be given, or neither")
     ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
+    if task_type_ids is not None:
+        ids["task_type_ids"] = task_type_ids
     for name, t in ids.items():
         if t.shape != input_ids.shape:
             raise ValueError(f"{name} is {_shape(t)}, but input_ids {_shape(input_ids)}")
         if t.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"{name} must be int64 or int32, but is {t.dtype}")
     N = word_weight.shape[-1]
-    for name, table in (("position_weight", position_weight), ("token_type_weight", token_type_weight)):
+    tables = {"word_weight": word_weight, "position_weight": position_weight, "token_type_weight": token_type_weight}
+    if task_type_weight is not None:
+        tables["task_type_weight"] = task_type_weight
+    for name, table in tables.items():
         if table.ndim != 2 or table.shape[1] != N:
             raise ValueError(f"{name} is {_shape(table)}, not (_, {N}) as word_weight")
     _check_norm(weight, bias, N)
-    tables = {"word_weight": word_weight, "position_weight": position_weight, "token_type_weight": token_type_weight}
     _check_devices(input_ids, **ids, **tables, weight=weight, bias=bias)
     seed = _seed(seed, dropout_p, input_ids)
+    flat = {name: t.reshape(-1).long() for name, t in ids.items()}
+    rows = {name: _rows(t) for name, t in tables.items()}
     y, _, _ = embedding_fwd(
-        *(t.reshape(-1).long() for t in ids.values()),
-        word_weight,
-        position_weight,
-        token_type_weight,
-        weight,
-        bias,
+        flat["input_ids"],
+        flat["position_ids"],
+        flat["token_type_ids"],
+        flat.get("task_type_ids"),
+        rows["word_weight"],
+        rows["position_weight"],
+        rows["token_type_weight"],
+        rows.get("task_type_weight"),
+        weight.contiguous(),
+        bias.contiguous(),
         -1 if padding_idx is None else padding_idx,
         eps,
         dropout_p,
@@ -110,7 +125,7 @@ def layer_norm(
         (..., N) in the residual's dtype, else in x's.
 
     Raises:
-        ValueError: if shapes or devices do not fit together, or N is above 8192.
+        ValueError: if shapes or devices do not fit together, or N is not in [1, 8192].
     """
     N = x.shape[-1]
     _check_norm(weight, bias, N)
@@ -119,8 +134,6 @@ def layer_norm(
     if x_bias is not None and x_bias.shape != (N,):
         raise ValueError(f"x_bias is {_shape(x_bias)}, not ({N},)")
     _check_devices(x, weight=weight, bias=bias, residual=residual, x_bias=x_bias)
-    if N > 8192:
-        raise ValueError(f"x has {N} features, more than 8192")
     y, _, _ = layer_norm_fwd(
         _rows(x),
         None if x_bias is None else x_bias.contiguous(),
@@ -279,6 +292,8 @@ def _seed(seed: Tensor | None, dropout_p: float, like: Tensor) -> Tensor | None:
 
 
 def _check_norm(weight: Tensor, bias: Tensor, N: int) -> None:
+    if not 0 < N <= 8192:
+        raise ValueError(f"there must be 1 to 8192 features, but there are {N}")
     for name, t in (("weight", weight), ("bias", bias)):
         if t.shape != (N,):
             raise ValueError(f"{name} is {_shape(t)}, not ({N},)")

@@ -12,6 +12,7 @@ So a mask is never stored: forward, backward and every device compute the same o
 Philox: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405; 7 rounds are the fewest that pass BigCrush there.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from itertools import pairwise
@@ -168,9 +169,11 @@ def embedding(
     input_ids: Tensor,
     position_ids: Tensor,
     token_type_ids: Tensor,
+    task_type_ids: Tensor | None,
     word_weight: Tensor,
     position_weight: Tensor,
     token_type_weight: Tensor,
+    task_type_weight: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     padding_idx: int,
@@ -179,17 +182,22 @@ def embedding(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = dropout(LayerNorm(word_weight[input_ids] + token_type_weight[...] + position_weight[...])).
+    """y = dropout(LayerNorm(word_weight[input_ids] + token_type_weight[...] + position_weight[...] + ...)).
 
     Args:
-        input_ids, position_ids, token_type_ids: (T,) int64.
-        word_weight: (V, N).  position_weight, token_type_weight: (_, N).  weight, bias: (N,).
+        input_ids, position_ids, token_type_ids: (T,) int64; task_type_ids too, or None (ERNIE has them).
+        word_weight: (V, N).  position_weight, token_type_weight, task_type_weight: (_, N).  weight, bias: (N,).
         padding_idx: the row of word_weight that gets no gradient, or -1 (unused here).
 
     Returns:
         y: (T, N) in word_weight.dtype.  mean, rstd: (T,), at least float32.
     """
-    h_TN = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+    h_TN = embedding_sum(
+        (word_weight, input_ids),
+        (token_type_weight, token_type_ids),
+        (position_weight, position_ids),
+        (task_type_weight, task_type_ids),
+    )
     y_TN, mean_T, rstd_T = _normalise(h_TN, weight, bias, eps)
     return dropout(y_TN, dropout_p, seed, stream).to(word_weight.dtype), mean_T, rstd_T
 
@@ -199,9 +207,11 @@ def embedding_backward(
     input_ids: Tensor,
     position_ids: Tensor,
     token_type_ids: Tensor,
+    task_type_ids: Tensor | None,
     word_weight: Tensor,
     position_weight: Tensor,
     token_type_weight: Tensor,
+    task_type_weight: Tensor | None,
     weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -209,28 +219,40 @@ def embedding_backward(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `embedding`: dword_weight, dposition_weight, dtoken_type_weight, dweight, dbias, all dense."""
-    h_TN = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `embedding`: dword_weight, dposition_weight, dtoken_type_weight, dtask_type_weight, dweight, dbias.
+
+    All of them dense; dtask_type_weight is empty where there is none.
+    """
+    h_TN = embedding_sum(
+        (word_weight, input_ids),
+        (token_type_weight, token_type_ids),
+        (position_weight, position_ids),
+        (task_type_weight, task_type_ids),
+    )
     dy_TN = dropout(dy.to(mean.dtype), dropout_p, seed, stream)
     dh_TN, dweight, dbias = _normalise_backward(dy_TN, h_TN, weight, mean, rstd)
-    dword, dposition, dtoken_type = (
-        torch.zeros_like(table, dtype=dh_TN.dtype).index_add(0, ids, dh_TN)
-        for table, ids in (
-            (word_weight, input_ids),
-            (position_weight, position_ids),
-            (token_type_weight, token_type_ids),
-        )
+    tables = [
+        (word_weight, input_ids),
+        (position_weight, position_ids),
+        (token_type_weight, token_type_ids),
+        (task_type_weight, task_type_ids),
+    ]
+    dword, dposition, dtoken_type, dtask_type = (
+        mean.new_empty(0, dtype=weight.dtype)
+        if table is None or ids is None
+        else torch.zeros_like(table, dtype=dh_TN.dtype).index_add(0, ids, dh_TN).to(table.dtype)
+        for table, ids in tables
     )
     if padding_idx >= 0:
         dword[padding_idx] = 0
-    return (
-        dword.to(word_weight.dtype),
-        dposition.to(position_weight.dtype),
-        dtoken_type.to(token_type_weight.dtype),
-        dweight,
-        dbias,
-    )
+    return dword, dposition, dtoken_type, dtask_type, dweight, dbias
+
+
+def embedding_sum(*tables: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    """The rows that ids choose in each table, (T, N), summed in at least float32; tables that are None left out."""
+    rows = [table[ids].to(accumulator(table)) for table, ids in tables if table is not None and ids is not None]
+    return functools.reduce(torch.add, rows)
 
 
 def attention(
@@ -420,7 +442,20 @@ def encoder(
     )
     norm = _affine(weights, "embeddings.LayerNorm")
     hidden_TN, _, _ = embedding(
-        input_ids, position_ids, token_type_ids, word, position, token_type, *norm, -1, eps, hidden_dropout_p, seed, 0
+        input_ids,
+        position_ids,
+        token_type_ids,
+        None,
+        word,
+        position,
+        token_type,
+        None,
+        *norm,
+        -1,
+        eps,
+        hidden_dropout_p,
+        seed,
+        0,
     )
     hidden_states = [hidden_TN]
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
@@ -475,19 +510,6 @@ def _normalise_backward(
     g_MN = dy_MN * weight.to(mean.dtype)
     dh_MN = rstd[:, None] * (g_MN - g_MN.mean(-1, True) - x_hat_MN * (g_MN * x_hat_MN).mean(-1, True))
     return dh_MN, (dy_MN * x_hat_MN).sum(0).to(weight.dtype), dy_MN.sum(0).to(weight.dtype)
-
-
-def _embedding_sum(
-    input_ids: Tensor,
-    position_ids: Tensor,
-    token_type_ids: Tensor,
-    word_weight: Tensor,
-    position_weight: Tensor,
-    token_type_weight: Tensor,
-) -> Tensor:
-    h_TN = word_weight[input_ids].to(accumulator(word_weight))
-    h_TN = h_TN + token_type_weight[token_type_ids].to(h_TN)
-    return h_TN + position_weight[position_ids].to(h_TN)
 
 
 def _scores(q_HLD: Tensor, k_HLD: Tensor, scale: float, causal: bool) -> Tensor:

@@ -97,27 +97,28 @@ def layer_norm_backward(
     )
 
 
-def _embedding_sum(
-    input_ids: Tensor,
-    position_ids: Tensor,
-    token_type_ids: Tensor,
-    word_weight: Tensor,
-    position_weight: Tensor,
-    token_type_weight: Tensor,
-) -> Tensor:
+def _embedding_sum(*tables: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    """`reference.embedding_sum`, in place."""
+    (word_weight, input_ids), *others = tables
+    assert word_weight is not None
+    assert input_ids is not None
     wide = reference.accumulator(word_weight)
     h = F.embedding(input_ids, word_weight).to(wide)
-    h.add_(F.embedding(token_type_ids, token_type_weight.to(wide)))
-    return h.add_(F.embedding(position_ids, position_weight.to(wide)))
+    for table, ids in others:
+        if table is not None and ids is not None:
+            h.add_(F.embedding(ids, table.to(wide)))
+    return h
 
 
 def embedding(
     input_ids: Tensor,
     position_ids: Tensor,
     token_type_ids: Tensor,
+    task_type_ids: Tensor | None,
     word_weight: Tensor,
     position_weight: Tensor,
     token_type_weight: Tensor,
+    task_type_weight: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     padding_idx: int,
@@ -126,7 +127,12 @@ def embedding(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    h = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+    h = _embedding_sum(
+        (word_weight, input_ids),
+        (token_type_weight, token_type_ids),
+        (position_weight, position_ids),
+        (task_type_weight, task_type_ids),
+    )
     y, mean, rstd = torch.native_layer_norm(h, [h.shape[-1]], weight.to(h.dtype), bias.to(h.dtype), eps)
     return dropout_(y, 0, dropout_p, seed, stream).to(word_weight.dtype), mean.view(-1), rstd.view(-1)
 
@@ -136,9 +142,11 @@ def embedding_backward(
     input_ids: Tensor,
     position_ids: Tensor,
     token_type_ids: Tensor,
+    task_type_ids: Tensor | None,
     word_weight: Tensor,
     position_weight: Tensor,
     token_type_weight: Tensor,
+    task_type_weight: Tensor | None,
     weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -146,8 +154,13 @@ def embedding_backward(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    h = _embedding_sum(input_ids, position_ids, token_type_ids, word_weight, position_weight, token_type_weight)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    h = _embedding_sum(
+        (word_weight, input_ids),
+        (token_type_weight, token_type_ids),
+        (position_weight, position_ids),
+        (task_type_weight, task_type_ids),
+    )
     dy = dropout_(dy.to(h.dtype, copy=True), 0, dropout_p, seed, stream)
     stats = mean.view(-1, 1), rstd.view(-1, 1)
     dh, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
@@ -157,6 +170,9 @@ def embedding_backward(
         _table_gradient(dh, input_ids, word_weight, padding_idx),
         _table_gradient(dh, position_ids, position_weight, -1),
         _table_gradient(dh, token_type_ids, token_type_weight, -1),
+        weight.new_empty(0)
+        if task_type_weight is None or task_type_ids is None
+        else _table_gradient(dh, task_type_ids, task_type_weight, -1),
         dweight.to(weight.dtype),
         dbias.to(weight.dtype),
     )

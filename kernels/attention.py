@@ -371,7 +371,7 @@ def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip
         return tile
     M, N = min(tile.M, longest), min(tile.N, longest)
     scores = 128 if dtype == torch.float32 else 512  # of the tile, for each warp
-    return _launch.Blocks(M, N, min(tile.num_warps, max(1, M * N // scores)), tile.num_stages)
+    return _launch.Blocks(M, N, min(tile.num_warps, max(1, HEAD_DIM // 32, M * N // scores)), tile.num_stages)
 
 
 _Tiles = dict[int, dict[str, _launch.Blocks]]  # by the largest head_dim, and by pass

@@ -136,16 +136,13 @@ def _layer_norm_bwd_kernel(
     seed = 0
     if THRESHOLD > 0:
         seed = tl.load(seed_ptr)
-    weight0 = load_vector(weight_ptr, N, 0, COLS0)
     dweight0 = tl.zeros([ROWS, COLS0], tl.float32)
     dbias0 = tl.zeros([ROWS, COLS0], tl.float32)
     dx_bias0 = tl.zeros([ROWS, COLS0], tl.float32)
-    weight1 = weight0
     dweight1 = dweight0
     dbias1 = dbias0
     dx_bias1 = dx_bias0
     if COLS1 > 0:
-        weight1 = load_vector(weight_ptr, N, COLS0, COLS1)
         dweight1 = tl.zeros([ROWS, COLS1], tl.float32)
         dbias1 = tl.zeros([ROWS, COLS1], tl.float32)
         dx_bias1 = tl.zeros([ROWS, COLS1], tl.float32)
@@ -162,7 +159,7 @@ def _layer_norm_bwd_kernel(
         x0 = x_hat_of(h0, mean, rstd, N, 0, COLS0)
         dweight0 += dy0 * x0
         dbias0 += dy0
-        g0 = dy0 * weight0
+        g0 = dy0 * load_vector(weight_ptr, N, 0, COLS0)  # from the cache, for want of registers
         g1 = g0
         x1 = x0
         keep1 = keep0
@@ -175,7 +172,7 @@ def _layer_norm_bwd_kernel(
             x1 = x_hat_of(h1, mean, rstd, N, COLS0, COLS1)
             dweight1 += dy1 * x1
             dbias1 += dy1
-            g1 = dy1 * weight1
+            g1 = dy1 * load_vector(weight_ptr, N, COLS0, COLS1)
         d0, d1 = input_gradient(g0, x0, g1, x1, rstd, N, COLS1)
         if dresidual_ptr is not None:
             store_rows(dresidual_ptr, d0, rows, in_rows, stride_drm, N, 0, COLS0)

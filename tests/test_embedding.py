@@ -9,48 +9,111 @@ from fastbert import functional, reference
 from fastbert.kernels.embedding import embedding_bwd, embedding_fwd
 from tests.oracle import assert_operator_accurate
 
+pytestmark = pytest.mark.kernel
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def _inputs(T: int, N: int, dtype: torch.dtype, device: str, dropout_p: float = 0.0, padding_idx: int = 0) -> list:
-    ids = [torch.randint(0, n, (T,), device=device) for n in (40, 9, 2)]  # many of them repeat
-    tables = [torch.randn(n, N, device=device).to(dtype) for n in (40, 9, 2)]
+ROWS = (40, 9, 2, 3)  # of the word, position, token type and task type tables
+IDS = {  # of T tokens in a table of n rows
+    "many repeat": lambda T, n: torch.randint(0, n, (T,)),
+    "one is everywhere": lambda T, n: torch.where(torch.rand(T) < 0.9, n - 1, torch.randint(0, n, (T,))),
+    "in order": lambda T, n: torch.arange(T) % n,
+    "runs": lambda T, n: (torch.arange(T) // 32) % n,
+    "nothing but padding": lambda T, n: torch.zeros(T, dtype=torch.int64),
+}
+
+
+def _inputs(
+    T: int,
+    N: int,
+    dtype: torch.dtype,
+    device: str,
+    dropout_p: float = 0.0,
+    padding_idx: int = 0,
+    task_types: bool = False,
+    ids: str = "many repeat",
+) -> list:
+    chosen = [IDS[ids](T, n).to(device) for n in ROWS]
+    tables = [torch.randn(n, N, device=device).to(dtype) for n in ROWS]
+    if not task_types:
+        chosen[3] = tables[3] = None
     weight, bias = torch.randn(2, N, device=device).to(dtype)
     seed = torch.tensor(987654321, device=device) if dropout_p else None
-    return [*ids, *tables, weight, bias, padding_idx, 1e-12, dropout_p, seed, 3]
+    return [*chosen, *tables, weight, bias, padding_idx, 1e-12, dropout_p, seed, 3]
+
+
+def _backward_inputs(forward: list) -> list:
+    *tensors, _bias, padding_idx, _eps, p, seed, stream = forward
+    y, mean, rstd = reference.embedding(*forward)
+    return [torch.randn_like(y), *tensors, mean, rstd, padding_idx, p, seed, stream]
+
+
+def _check_accuracy(forward: list) -> None:
+    assert_operator_accurate(embedding_fwd, reference.embedding, forward)
+    backward = _backward_inputs(forward)
+    assert_operator_accurate(embedding_bwd, reference.embedding_backward, backward, factor=4.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("T", "N"), [(1, 768), (61, 1024), (33, 100), (0, 16)])
+@pytest.mark.parametrize(("T", "N", "task_types"), [(1, 768, False), (37, 1024, True), (33, 100, True), (0, 16, False)])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.usefixtures("poisoned_allocations")
-def test_accuracy(T: int, N: int, dtype: torch.dtype, dropout_p: float, device: str) -> None:
-    *tensors, _bias, padding_idx, _eps, p, seed, stream = forward = _inputs(T, N, dtype, device, dropout_p)
-    assert_operator_accurate(embedding_fwd, reference.embedding, forward)
-    y, mean, rstd = reference.embedding(*forward)
-    backward = [torch.randn_like(y), *tensors, mean, rstd, padding_idx, p, seed, stream]
-    assert_operator_accurate(embedding_bwd, reference.embedding_backward, backward, factor=4.0)
+def test_accuracy(T: int, N: int, task_types: bool, dtype: torch.dtype, dropout_p: float, device: str) -> None:
+    _check_accuracy(_inputs(T, N, dtype, device, dropout_p, task_types=task_types))
+
+
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize(("T", "padding_idx"), [(31, 0), (64, 39), (101, -1)])
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_runs_of_ids(ids: str, T: int, padding_idx: int, device: str) -> None:
+    """Within a chunk of sorted ids, over its borders, to the very last token."""
+    _check_accuracy(_inputs(T, 24, torch.float32, device, padding_idx=padding_idx, ids=ids))
+
+
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_a_run_over_many_chunks(device: str) -> None:
+    """More of them than are joined in one step; and the same id as padding, which gets nothing."""
+    forward = _inputs(600, 16, torch.float32, device, padding_idx=39, ids="one is everywhere")
+    _check_accuracy(forward)
+    assert not embedding_bwd(*_backward_inputs(forward))[0][39].any()
+    forward[10] = -1
+    dword, *_ = embedding_bwd(*_backward_inputs(forward))
+    assert dword[39].all()
+
+
+def test_rows_of_a_wider_table(device: str) -> None:
+    forward = _inputs(20, 48, torch.float32, device, task_types=True)
+    for i in range(4, 8):
+        forward[i] = torch.cat((forward[i], torch.full_like(forward[i], float("nan"))), dim=1)[:, :48]
+    _check_accuracy(forward)
+
+
+def test_two_runs_are_bitwise_equal(device: str) -> None:
+    forward = _inputs(80, 64, torch.float32, device, 0.1, task_types=True)
+    backward = _backward_inputs(forward)
+    for first, second in zip(embedding_bwd(*backward), embedding_bwd(*backward), strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3, 1.0])
 def test_gradcheck(dropout_p: float) -> None:
-    arguments = _inputs(7, 5, torch.float64, "cpu", dropout_p, padding_idx=-1)
+    arguments = _inputs(7, 5, torch.float64, "cpu", dropout_p, padding_idx=-1, task_types=dropout_p > 0)
     tensors = [a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
     assert torch.autograd.gradcheck(lambda *a: embedding_fwd(*a)[0], tensors)
 
 
 def test_registration() -> None:
-    for dropout_p in (0.0, 0.1):
-        *tensors, bias, padding_idx, _eps, p, seed, stream = forward = _inputs(6, 16, torch.float32, "cpu", dropout_p)
-        y, mean, rstd = reference.embedding(*forward)
-        torch.library.opcheck(embedding_bwd, [y, *tensors, mean, rstd, padding_idx, p, seed, stream])
-        for a in (*tensors[3:], bias):
-            a.requires_grad_()
+    for dropout_p, task_types in ((0.0, False), (0.1, True)):
+        forward = _inputs(6, 16, torch.float32, "cpu", dropout_p, task_types=task_types)
+        torch.library.opcheck(embedding_bwd, _backward_inputs(forward))
+        for a in forward[4:10]:
+            if a is not None:
+                a.requires_grad_()
         torch.library.opcheck(embedding_fwd, forward)
 
 
 def test_equals_pytorch() -> None:
-    ids, positions, types, word, position, token_type, weight, bias, *_ = _inputs(50, 24, torch.float64, "cpu")
+    ids, positions, types, _, word, position, token_type, _, weight, bias, *_ = _inputs(50, 24, torch.float64, "cpu")
     leaves = [t.requires_grad_() for t in (word, position, token_type, weight, bias)]
     h = F.embedding(ids, word, padding_idx=0) + F.embedding(positions, position) + F.embedding(types, token_type)
     expected = F.layer_norm(h, (24,), weight, bias, 1e-12)
@@ -64,7 +127,8 @@ def test_equals_pytorch() -> None:
 
 
 def test_leading_dimensions_and_narrow_ids() -> None:
-    ids, positions, types, *tables = _inputs(12, 8, torch.float32, "cpu")[:8]
+    ids, positions, types, _, *rest = _inputs(12, 8, torch.float32, "cpu")[:10]
+    tables = [t for t in rest if t is not None]
     flat = functional.embedding(ids, positions, types, *tables)
     shaped = functional.embedding(*(t.view(3, 4).int() for t in (ids, positions, types)), *tables)
     assert torch.equal(shaped, flat.view(3, 4, 8))
