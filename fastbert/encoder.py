@@ -179,8 +179,8 @@ def _query_key_value(
     """
     T, N = hidden_TN.shape
     if 2 * N <= T and is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear):
-        weights = [projection.weight for projection in (query, key, value)]
-        biases = [projection.bias for projection in (query, key, value) if projection.bias is not None]
+        weights: list[Tensor] = [projection.weight for projection in (query, key, value)]
+        biases: list[Tensor] = [projection.bias for projection in (query, key, value) if projection.bias is not None]
         if len(biases) in (0, 3):
             qkv = F.linear(hidden_TN, torch.cat(weights), torch.cat(biases) if biases else None)
             return qkv.unflatten(-1, (3, -1, head_dim)), None, None

@@ -199,7 +199,9 @@ def attention(
     if not scale > 0:
         raise ValueError(f"scale must be above 0, but is {scale}")
     dtype = _autocast_dtype(q)
-    q, k, v = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (q, k, v))
+    if q.dtype != dtype:
+        q = q.to(dtype)
+    k, v = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (k, v))
     seed = _seed(seed, dropout_p, q)
     o, _ = attention_fwd(q, k, v, cu_seqlens, max_seqlen, scale, causal, dropout_p, seed, stream)
     return cast(Tensor, o)

@@ -365,11 +365,11 @@ def _launch_bwd(
     )  # fmt: skip
     dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
     sum_partials(partials, dweight, dbias, None)
-    gradients = [
+    dword, dposition, dtoken_type, dtask_type = (
         weight.new_empty(0) if table is None or chosen is None else _table_gradient(dh, chosen, table, padding)
         for table, chosen, padding in zip(tables, ids, (padding_idx, -1, -1, -1), strict=True)
-    ]
-    return *gradients, dweight, dbias
+    )
+    return dword, dposition, dtoken_type, dtask_type, dweight, dbias
 
 
 def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) -> Tensor:

@@ -12,6 +12,7 @@ from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from tests.oracle import assert_accurate, assert_operator_accurate, to_float64
 
 EPS = 1e-12  # BERT's own
+pytestmark = pytest.mark.kernel
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 768), (7, 1024), (33, 100), (4, 6), (0, 64)]
 
@@ -61,6 +62,38 @@ def test_accuracy(M: int, N: int, dtype: torch.dtype, parts: str, dropout_p: flo
             assert_accurate(actual, n, e, factor=4.0)
         return
     assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+@pytest.mark.parametrize("N", [1, 15, 17, 255, 384, 1536, 4096, 8192])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_any_hidden_size(N: int, dropout_p: float, device: str) -> None:
+    """And more rows than the backward has programs."""
+    forward = _forward_inputs(19 if N < 2000 else 4, N, torch.float32, device, "all", dropout_p)
+    if N == 1:
+        forward[5] = 1.0  # the variance is 0: without an eps of some size the gradient is rounding alone
+    assert_operator_accurate(layer_norm_fwd, reference.layer_norm, forward)
+    x, x_bias, residual, weight, _bias, *rest = forward
+    y, mean, rstd = reference.layer_norm(*forward)
+    backward = [torch.randn_like(y), x, x_bias, residual, weight, mean, rstd, *rest[1:]]
+    assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+def test_rows_of_a_wider_tensor(device: str) -> None:
+    forward = _forward_inputs(9, 48, torch.float32, device, "all", 0.1)
+    for i in (0, 2):
+        forward[i] = torch.cat((forward[i], torch.full_like(forward[i], float("nan"))), dim=1)[:, :48]
+    assert_operator_accurate(layer_norm_fwd, reference.layer_norm, forward)
+    y, mean, rstd = reference.layer_norm(*forward)
+    dy = torch.cat((y, y.new_full(y.shape, float("nan"))), dim=1)[:, :48]
+    backward = [dy, *forward[:4], mean, rstd, *forward[6:]]
+    assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+def test_two_runs_are_bitwise_equal(device: str) -> None:
+    backward = _backward_inputs(40, 96, torch.float32, device, "all", 0.1)
+    for first, second in zip(layer_norm_bwd(*backward), layer_norm_bwd(*backward), strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3, 1.0])
