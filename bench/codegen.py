@@ -55,7 +55,7 @@ CHIPS = {  # A100, RTX A6000, H100 and H200, B200
 }
 REGISTERS = 64 * 1024  # of a multiprocessor
 TENSOR_MEMORY = 512  # columns, of a multiprocessor of sm_100
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 
 
 class Case(NamedTuple):
@@ -94,6 +94,9 @@ def attention_cases() -> Iterator[Case]:
         ("fp32", 64, (16, 32, 512)),
         ("fp32", 128, (16, 32, 512)),
         ("fp32", 256, (16, 32, 512)),
+        ("tf32", 64, (128, 512)),
+        ("tf32", 128, (512,)),
+        ("tf32", 256, (512,)),
     ):
         yield from (attention(dtype, head_dim, [L] * 3, 0.1) for L in lengths)
     yield from (attention("bf16", head_dim, [512] * 3, 0.0) for head_dim in (64, 128, 256))
@@ -200,7 +203,7 @@ class Launch(NamedTuple):
         shown = {
             name.removeprefix("BLOCK_"): value
             for name, value in self.named.items()
-            if value not in (None, 0, "ieee") and not name.startswith("stride_")
+            if value not in (None, 0) and name != "PRECISION" and not name.startswith("stride_")
         }
         pointers = {name.removesuffix("_ptr"): type_[1:] for name, type_ in self.signature.items() if type_[0] == "*"}
         shown |= {name: type_ for name, type_ in pointers.items() if name in ("residual", "weight")}
@@ -231,6 +234,9 @@ def launches(chip: str, cases: Iterable[Case]) -> list[Launch]:
         )  # fmt: skip
         found.setdefault((kernel.__name__, str(key)), launch)
 
+    def precision(_dtype: torch.dtype) -> str:
+        return "tf32" if case.dtype == "tf32" else "ieee"
+
     device = SimpleNamespace(
         get_current_device=lambda: chip,
         get_current_stream=lambda _device: 0,
@@ -238,6 +244,7 @@ def launches(chip: str, cases: Iterable[Case]) -> list[Launch]:
     )
     with (
         mock.patch.object(_launch, "chip", return_value=CHIPS[chip].chip),
+        mock.patch.object(_launch, "precision", precision),
         mock.patch.object(driver, "_active", device),
         mock.patch.object(JITFunction, "_do_compile", keep),
     ):
