@@ -55,3 +55,13 @@ def to_float64(argument: Any) -> Any:
 
 def _tuple(outputs: Any) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def far_rows(rows: Tensor) -> Tensor:
+    """The same rows, (M, N) or (M, 1, N), 2^30 elements apart: their offsets need 64 bits from the third on.
+
+    The memory between them is never touched, so it costs addresses only.
+    """
+    far = torch.empty(2**30 * (rows.shape[0] - 1) + rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    far = far.as_strided(rows.shape, (2**30, *rows.stride()[1:]))
+    return far.copy_(rows)

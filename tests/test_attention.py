@@ -1,5 +1,6 @@
 """attention_fwd, attention_bwd."""
 
+import os
 from itertools import accumulate, pairwise
 
 import pytest
@@ -135,7 +136,7 @@ def test_one_product_with_all_three(seqlens: list[int], dropout_p: float, device
 
 
 def test_any_strides(device: str) -> None:
-    q, k, v, *rest = _inputs([40, 9], 16, 2, torch.float32, device)
+    q, k, v, *rest = _inputs([100, 9], 16, 2, torch.float32, device)
     strided = [
         q.transpose(0, 1).contiguous().transpose(0, 1),
         k.permute(2, 1, 0).contiguous().permute(2, 1, 0),
@@ -143,6 +144,27 @@ def test_any_strides(device: str) -> None:
     ]
     assert len({t.stride() for t in (q, *strided)}) == 4
     _check_accuracy([*strided, *rest])
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="of the kernels: needs TRITON_INTERPRET=1")
+def test_offsets_beyond_32_bits() -> None:
+    """Only the last three of two million tokens, 1024 elements apart, belong to a sequence."""
+    q, k, v, _, longest, *rest = _inputs([3], 16, 1, torch.float16)
+    near = torch.tensor([0, 3], dtype=torch.int32)
+    T = 2**21 + 8
+    far = [torch.empty(T * 1024, dtype=q.dtype).as_strided((T, 1, 16), (1024, 16, 1)) for _ in range(3)]
+    for t, own in zip(far, (q, k, v), strict=True):
+        t[-3:] = own
+    cu_seqlens = torch.tensor([T - 3, T], dtype=torch.int32)
+    (expected, lse), (actual, far_lse) = (
+        attention_fwd(q, k, v, near, longest, *rest),
+        attention_fwd(*far, cu_seqlens, longest, *rest),
+    )
+    assert torch.equal(actual[-3:], expected)
+    gradients = attention_bwd(expected, q, k, v, expected, lse, near, longest, *rest)
+    far_gradients = attention_bwd(actual, *far, actual, far_lse, cu_seqlens, longest, *rest)
+    for a, e in zip(far_gradients, gradients, strict=True):
+        assert torch.equal(a[-3:], e)
 
 
 def test_two_runs_are_bitwise_equal(device: str) -> None:

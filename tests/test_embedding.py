@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels.embedding import embedding_bwd, embedding_fwd
-from tests.oracle import assert_operator_accurate
+from tests.oracle import assert_operator_accurate, far_rows
 
 pytestmark = pytest.mark.kernel
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -84,8 +84,18 @@ def test_a_run_over_many_chunks(device: str) -> None:
 def test_rows_of_a_wider_table(device: str) -> None:
     forward = _inputs(20, 48, torch.float32, device, task_types=True)
     for i in range(4, 8):
-        forward[i] = torch.cat((forward[i], torch.full_like(forward[i], float("nan"))), dim=1)[:, :48]
+        forward[i] = torch.cat((forward[i], *[torch.full_like(forward[i], float("nan"))] * i), dim=1)[:, :48]
     _check_accuracy(forward)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    forward = _inputs(9, 32, torch.float16, "cpu", ids="in order")
+    forward[6] = torch.randn(4, 32).half()
+    forward[2] = forward[2] + 2
+    expected = embedding_fwd(*forward)
+    forward[6] = far_rows(forward[6])
+    for actual, e in zip(embedding_fwd(*forward), expected, strict=True):
+        assert torch.equal(actual, e)
 
 
 def test_two_runs_are_bitwise_equal(device: str) -> None:

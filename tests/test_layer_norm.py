@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
-from tests.oracle import assert_accurate, assert_operator_accurate, to_float64
+from tests.oracle import assert_accurate, assert_operator_accurate, far_rows, to_float64
 
 EPS = 1e-12  # BERT's own
 pytestmark = pytest.mark.kernel
@@ -81,13 +81,21 @@ def test_any_hidden_size(N: int, dropout_p: float, device: str) -> None:
 
 def test_rows_of_a_wider_tensor(device: str) -> None:
     forward = _forward_inputs(9, 48, torch.float32, device, "all", 0.1)
-    for i in (0, 2):
-        forward[i] = torch.cat((forward[i], torch.full_like(forward[i], float("nan"))), dim=1)[:, :48]
+    for i, copies in ((0, 1), (2, 2)):
+        forward[i] = torch.cat((forward[i], *[torch.full_like(forward[i], float("nan"))] * copies), dim=1)[:, :48]
     assert_operator_accurate(layer_norm_fwd, reference.layer_norm, forward)
     y, mean, rstd = reference.layer_norm(*forward)
     dy = torch.cat((y, y.new_full(y.shape, float("nan"))), dim=1)[:, :48]
     backward = [dy, *forward[:4], mean, rstd, *forward[6:]]
     assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    forward = _forward_inputs(4, 32, torch.float16, "cpu", "all")
+    expected = layer_norm_fwd(*forward)
+    forward[0] = far_rows(forward[0])
+    for actual, e in zip(layer_norm_fwd(*forward), expected, strict=True):
+        assert torch.equal(actual, e)
 
 
 def test_two_runs_are_bitwise_equal(device: str) -> None:

@@ -1,0 +1,122 @@
+"""What only a GPU can show. The operators' own tests run there too: `pytest -m gpu`."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastbert
+from fastbert import functional, reference
+from fastbert.kernels.layer_norm import layer_norm_fwd
+from tests.models import tiny_config
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def _packed(seqlens: list[int]) -> dict[str, Tensor]:
+    T = sum(seqlens)
+    return {
+        "input_ids": torch.randint(1, 100, (1, T), device="cuda"),
+        "cu_seq_lens_q": torch.tensor([0, *torch.tensor(seqlens).cumsum(0).tolist()], dtype=torch.int32, device="cuda"),
+        "max_length_q": max(seqlens),
+    }
+
+
+def _model(dtype: torch.dtype, dropout_p: float = 0.1) -> torch.nn.Module:
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256}
+    config = tiny_config(hidden_dropout_prob=dropout_p, attention_probs_dropout_prob=dropout_p, **sizes)
+    return fastbert.BertModel(config, add_pooling_layer=False).to("cuda", dtype).train()
+
+
+def _step(model: torch.nn.Module, inputs: dict[str, Tensor], static: bool = False) -> None:
+    model.zero_grad(set_to_none=not static)
+    model(**inputs).last_hidden_state.float().square().mean().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_two_training_steps_are_bitwise_equal(dtype: torch.dtype) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        model, inputs = _model(dtype), _packed([64, 7, 33])
+        gradients = []
+        for _ in range(2):
+            torch.manual_seed(1)
+            _step(model, inputs)
+            gradients.append([p.grad.clone() for p in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_training_step_in_a_cuda_graph() -> None:
+    """Captured once, it gives the gradients of an eager step; with dropout every replay draws new masks."""
+    model, inputs = _model(torch.bfloat16, dropout_p=0.0), _packed([64, 7, 33])
+    other = copy.deepcopy(model)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            _step(model, inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _step(model, inputs, static=True)
+    inputs["input_ids"].copy_(torch.randint(1, 100, inputs["input_ids"].shape, device="cuda"))
+    graph.replay()
+    _step(other, inputs)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_dropout_in_a_cuda_graph_draws_new_masks() -> None:
+    x, weight = torch.randn(64, 128, device="cuda"), torch.ones(128, device="cuda")
+
+    def run() -> Tensor:
+        return functional.layer_norm(x, weight, weight, dropout_p=0.5)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run()
+    graph.replay()
+    first = y.clone()
+    graph.replay()
+    assert not torch.equal(first, y)
+
+
+def test_the_same_masks_as_on_a_cpu() -> None:
+    x, weight, seed = torch.randn(9, 256), torch.ones(256), torch.tensor(-5)
+    on_cpu = functional.layer_norm(x, weight, weight, residual=x, dropout_p=0.3, seed=seed, stream=2)
+    on_gpu = functional.layer_norm(
+        x.cuda(), weight.cuda(), weight.cuda(), residual=x.cuda(), dropout_p=0.3, seed=seed.cuda(), stream=2
+    )
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu)
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    M, N = 2**21 + 3, 1024
+    if torch.cuda.get_device_properties(0).total_memory < 24 * 2**30:
+        pytest.skip("needs 24 GiB")
+    x = torch.randn(M, N, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(N, device="cuda", dtype=torch.bfloat16)
+    y, mean, rstd = layer_norm_fwd(x, None, None, weight, weight, 1e-12, 0.0, None, 0)
+    last = slice(M - 5, M)
+    expected = reference.layer_norm(x[last], None, None, weight, weight, 1e-12, 0.0, None, 0)
+    for actual, e in zip((y[last], mean[last], rstd[last]), expected, strict=True):
+        torch.testing.assert_close(actual, e, atol=2e-2, rtol=2e-2)
+
+
+def test_a_second_device_that_is_not_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    x, weight = torch.randn(4, 64, device="cuda:1"), torch.ones(64, device="cuda:1")
+    with torch.cuda.device(0):
+        y = functional.layer_norm(x, weight, weight)
+    torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (64,), weight, weight, 1e-12))
