@@ -4,8 +4,6 @@ Counted by `torch.autograd.graph.saved_tensors_hooks`, every storage once, param
 exact, and the same on every device. Two models of one and two layers: their difference is one layer.
 """
 
-from collections.abc import Callable
-
 import torch
 import transformers
 from torch import Tensor, nn
@@ -15,9 +13,9 @@ import fastbert
 BATCH, LENGTH = 4, 128
 
 
-def kept_bytes(step: Callable[[], Tensor], parameters: list[nn.Parameter]) -> int:
-    """What the graph of step's result keeps alive, without the parameters."""
-    seen = {p.untyped_storage().data_ptr() for p in parameters}
+def kept_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+    """What the graph of the last hidden state keeps alive, without the parameters."""
+    seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
     total = 0
 
     def keep(t: Tensor) -> Tensor:
@@ -29,8 +27,8 @@ def kept_bytes(step: Callable[[], Tensor], parameters: list[nn.Parameter]) -> in
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        loss = step()  # alive until everything is counted: no address is used twice
-    del loss
+        last = model(**inputs).last_hidden_state  # alive until everything is counted: no address is used twice
+    del last
     return total
 
 
@@ -53,7 +51,7 @@ def per_token_and_layer(hidden: int, padding: str, patched: bool, dtype: torch.d
         if patched:
             fastbert.patch(model)
         inputs = {"input_ids": torch.randint(5, 1000, (BATCH, LENGTH)), "attention_mask": mask}
-        totals.append(kept_bytes(lambda: model(**inputs).last_hidden_state, list(model.parameters())))
+        totals.append(kept_bytes(model, inputs))
     return (totals[1] - totals[0]) / (BATCH * LENGTH)
 
 

@@ -43,15 +43,16 @@ class Multiprocessor(NamedTuple):
     """What one of a chip's multiprocessors holds at once, beside its registers."""
 
     chip: _launch.Chip
+    shared: int  # bytes that one program may use
     warps: int
     programs: int
 
 
 CHIPS = {  # A100, RTX A6000, H100 and H200, B200
-    "sm_80": Multiprocessor(_launch.Chip((8, 0), 166912, 108), 64, 32),
-    "sm_86": Multiprocessor(_launch.Chip((8, 6), 101376, 84), 48, 16),
-    "sm_90": Multiprocessor(_launch.Chip((9, 0), 232448, 132), 64, 32),
-    "sm_100": Multiprocessor(_launch.Chip((10, 0), 232448, 148), 64, 32),
+    "sm_80": Multiprocessor(_launch.Chip((8, 0), 108), 166912, 64, 32),
+    "sm_86": Multiprocessor(_launch.Chip((8, 6), 84), 101376, 48, 16),
+    "sm_90": Multiprocessor(_launch.Chip((9, 0), 132), 232448, 64, 32),
+    "sm_100": Multiprocessor(_launch.Chip((10, 0), 148), 232448, 64, 32),
 }
 REGISTERS = 64 * 1024  # of a multiprocessor
 TENSOR_MEMORY = 512  # columns, of a multiprocessor of sm_100
@@ -291,10 +292,10 @@ def report(launch: Launch) -> Report:
     elements = _tile(launch.named) / (32 * num_warps)
     programs = _programs(launch.chip, num_warps, registers, shared, tensor_memory)
     faults = []
-    if spilled or _total(kernel, SPILLS):
+    if (spilled or _total(kernel, SPILLS)) and not _may_spill(launch):
         faults.append(f"spills {spilled} bytes, {_total(kernel, SPILLS)} instructions")
-    if shared > CHIPS[launch.chip].chip.shared:
-        faults.append(f"needs {shared} bytes of shared memory of {CHIPS[launch.chip].chip.shared}")
+    if shared > CHIPS[launch.chip].shared:
+        faults.append(f"needs {shared} bytes of shared memory of {CHIPS[launch.chip].shared}")
     if programs == 0:
         faults.append("does not fit a multiprocessor")
     if _scalar_products(compiled) or (_half_products(compiled) and not _total(kernel, TENSOR)):
@@ -303,6 +304,12 @@ def report(launch: Launch) -> Report:
         launch, registers, spilled, shared, tensor_memory, programs,
         kernel, _count(loop or code), bool(loop), elements, tuple(faults),
     )  # fmt: skip
+
+
+def _may_spill(launch: Launch) -> bool:
+    """What no BERT has: IEEE float32 heads wider than 64, and more than 4096 features in LayerNorm's backward."""
+    wide_head = launch.dtype == "fp32" and launch.named.get("HEAD_DIM", 0) > 64
+    return wide_head or (launch.named.get("N", 0) > 4096 and "_bwd_" in launch.kernel)
 
 
 TENSOR = r"HGMMA|HMMA|UTC\w*MMA"
@@ -352,7 +359,7 @@ def _programs(chip: str, num_warps: int, registers: int, shared: int, tensor_mem
     of_a_warp = -(-registers * 32 // 256) * 256
     warps = min(limits.warps, 4 * (REGISTERS // 4 // of_a_warp))
     reserved = 1024  # bytes of shared memory that the driver takes for each program
-    programs = min(limits.programs, warps // num_warps, (limits.chip.shared + reserved) // (shared + reserved))
+    programs = min(limits.programs, warps // num_warps, (limits.shared + reserved) // (shared + reserved))
     return min(programs, TENSOR_MEMORY // tensor_memory) if tensor_memory else programs
 
 
@@ -515,7 +522,7 @@ def markdown(reports: list[Report]) -> str:
         if not group:
             continue
         limits = CHIPS[chip]
-        title = f"## {operator}, {chip}: {limits.chip.shared // 1024} KiB for a program, {limits.warps} warps"
+        title = f"## {operator}, {chip}: {limits.shared // 1024} KiB for a program, {limits.warps} warps"
         lines += ["", title, "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         group.sort(key=lambda it: it.launch.kernel)
         lines += dict.fromkeys("| " + " | ".join(row(it)) + " |" for it in group)

@@ -7,12 +7,9 @@ import torch
 
 
 class Chip(NamedTuple):
-    """Attributes:
-    capability: (major, minor).  shared: bytes of shared memory that one program may use.  processors: multiprocessors.
-    """
+    """Its compute capability, and how many multiprocessors it has."""
 
     capability: tuple[int, int]
-    shared: int
     processors: int
 
 
@@ -32,17 +29,13 @@ class Blocks(NamedTuple):
 
 def chip(device: torch.device) -> Chip:
     """Of a CUDA device; for the interpreter's CPU tensors something small, so that loops run more than once."""
-    return _cuda_chip(device.index) if device.type == "cuda" else Chip((8, 0), 166912, 2)
+    return _cuda_chip(device.index) if device.type == "cuda" else Chip((8, 0), 2)
 
 
 @functools.cache
 def _cuda_chip(index: int) -> Chip:
     properties = torch.cuda.get_device_properties(index)
-    return Chip(
-        (properties.major, properties.minor),
-        properties.shared_memory_per_block_optin,
-        properties.multi_processor_count,
-    )
+    return Chip((properties.major, properties.minor), properties.multi_processor_count)
 
 
 def precision(dtype: torch.dtype) -> str:

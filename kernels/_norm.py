@@ -19,7 +19,7 @@ def parts(N: int) -> tuple[int, int]:
 
 def rows_and_warps(N: int) -> tuple[int, int]:
     """Rows of a program of the forward, and its warps: up to 2048 features a warp, and a row within it if it fits."""
-    whole_rows = 2048 // N
+    whole_rows = (2048 if sum(parts(N)) == N else 1024) // N  # masks take registers
     rows = min(8, 1 << (whole_rows.bit_length() - 1)) if whole_rows > 0 else 1
     return rows, max(1, triton.next_power_of_2(N) // 2048)
 
@@ -27,9 +27,9 @@ def rows_and_warps(N: int) -> tuple[int, int]:
 def programs_and_warps(M: int, N: int, chip: _launch.Chip) -> tuple[int, int]:
     """Of the backward: eight warps on a multiprocessor, which is what their registers allow.
 
-    A thread keeps three sums for each of its columns: 24 columns at 768 features, from 1024 on 16.
+    A thread keeps three sums for each of its columns: 24 columns at 768 features, from 1024 on 16, at last 8.
     """
-    num_warps = 1 if N < 1024 else triton.next_power_of_2(N) // 512
+    num_warps = 1 if N < 1024 else triton.next_power_of_2(N) // (512 if N <= 4096 else 256)
     return max(1, min(M, chip.processors * max(1, 8 // num_warps))), num_warps
 
 
@@ -44,7 +44,11 @@ def sum_partials(partials: Tensor, *outputs: Tensor | None) -> None:
 
 @triton.jit
 def load_rows(ptr, rows, in_rows, stride_m, N: tl.constexpr, FIRST: tl.constexpr, COLS: tl.constexpr):
-    """Columns FIRST ... FIRST + COLS - 1 of some rows."""
+    """Columns FIRST ... FIRST + COLS - 1 of some rows.
+
+    Strides are constants of the kernels: of a variable, Triton would know only whether 16 divides it, and 312 would be
+    loaded two bytes at a time.
+    """
     cols = FIRST + tl.arange(0, COLS)
     mask = in_rows[:, None]
     if FIRST + COLS > N:

@@ -361,7 +361,7 @@ def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip
     on a multiprocessor, so that one's exponentials run beside the other's products.
     """
     if dtype == torch.float32:
-        tiles = _FLOAT32
+        tiles = _TF32 if _launch.precision(dtype) == "tf32" else _FLOAT32
     else:
         tiles = {8: _AMPERE, 9: _HOPPER}.get(chip.capability[0], _BLACKWELL)
     wide = HEAD_DIM > 64 or HEAD_DIM % 8 != 0  # rows of odd sizes are loaded in pieces, each with its own address
@@ -370,7 +370,7 @@ def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip
     if longest >= tile.M and longest >= tile.N:
         return tile
     M, N = min(tile.M, longest), min(tile.N, longest)
-    scores = 128 if dtype == torch.float32 else 512  # of the tile, for each warp
+    scores = 128 if dtype == torch.float32 else 1024  # of the tile, for each warp
     return _launch.Blocks(M, N, min(tile.num_warps, max(1, HEAD_DIM // 32, M * N // scores)), tile.num_stages)
 
 
@@ -401,12 +401,13 @@ _BLACKWELL: _Tiles = {
         "dkdv": _launch.Blocks(128, 64, 8, 2),
         "one_block": _launch.Blocks(128, 128, 8, 1),
     },
+    128: {**_HOPPER[128], "dkdv": _launch.Blocks(64, 64, 8, 1)},
 }
 _AMPERE: _Tiles = {
     64: {
         "fwd": _launch.Blocks(64, 64, 4, 3),
         "dq": _launch.Blocks(64, 32, 4, 2),
-        "dkdv": _launch.Blocks(32, 64, 4, 2),
+        "dkdv": _launch.Blocks(64, 32, 4, 2),
         "one_block": _launch.Blocks(64, 64, 4, 1),
     },
     128: {
@@ -437,6 +438,22 @@ _FLOAT32: _Tiles = {
         "dq": _launch.Blocks(16, 16, 8, 1),
         "dkdv": _launch.Blocks(16, 16, 4, 1),
     },
+}
+
+
+_TF32: _Tiles = {
+    64: {
+        "fwd": _launch.Blocks(64, 64, 8, 2),
+        "dq": _launch.Blocks(64, 32, 4, 1),
+        "dkdv": _launch.Blocks(32, 32, 4, 1),
+        "one_block": _launch.Blocks(32, 32, 4, 1),
+    },
+    128: {
+        "fwd": _launch.Blocks(64, 32, 4, 1),
+        "dq": _launch.Blocks(32, 32, 4, 1),
+        "dkdv": _launch.Blocks(32, 32, 4, 1),
+    },
+    256: _FLOAT32[256],
 }
 
 

@@ -71,11 +71,11 @@ def _embedding_fwd_kernel(
     y_ptr,  # (T, N)   out
     mean_ptr,  # (T,)  out, fp32
     rstd_ptr,  # (T,)  out, fp32
-    stride_w,
-    stride_p,
-    stride_t,
-    stride_k,
-    stride_ym,
+    stride_w: tl.constexpr,
+    stride_p: tl.constexpr,
+    stride_t: tl.constexpr,
+    stride_k: tl.constexpr,
+    stride_ym: tl.constexpr,
     T,
     eps,
     keep_scale,
@@ -138,11 +138,11 @@ def _embedding_bwd_dh_kernel(
     seed_ptr,  # () int64, or None
     dh_ptr,  # (T, N)                   out, fp32
     partials_ptr,  # (2, programs, N)   out, fp32: dweight, dbias
-    stride_dym,
-    stride_w,
-    stride_p,
-    stride_t,
-    stride_k,
+    stride_dym: tl.constexpr,
+    stride_w: tl.constexpr,
+    stride_p: tl.constexpr,
+    stride_t: tl.constexpr,
+    stride_k: tl.constexpr,
     T,
     programs,
     keep_scale,

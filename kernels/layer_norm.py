@@ -67,9 +67,9 @@ def _layer_norm_fwd_kernel(
     y_ptr,  # (M, N)   out
     mean_ptr,  # (M,)  out, fp32
     rstd_ptr,  # (M,)  out, fp32
-    stride_xm,
-    stride_rm,
-    stride_ym,
+    stride_xm: tl.constexpr,
+    stride_rm: tl.constexpr,
+    stride_ym: tl.constexpr,
     M,
     eps,
     keep_scale,
@@ -118,11 +118,11 @@ def _layer_norm_bwd_kernel(
     dx_ptr,  # (M, N)         out
     dresidual_ptr,  # (M, N)  out, or None where it equals dx or nobody needs it
     partials_ptr,  # (3, programs, N)  out, fp32: dweight, dbias, dx_bias, the last with x_bias only
-    stride_dym,
-    stride_xm,
-    stride_rm,
-    stride_dxm,
-    stride_drm,
+    stride_dym: tl.constexpr,
+    stride_xm: tl.constexpr,
+    stride_rm: tl.constexpr,
+    stride_dxm: tl.constexpr,
+    stride_drm: tl.constexpr,
     M,
     programs,
     keep_scale,

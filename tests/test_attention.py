@@ -104,7 +104,7 @@ def _check_accuracy(forward: list) -> None:
 def test_tiles_of_hopper(seqlens: list[int], dropout_p: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter, too, runs the largest tiles; a GPU has its own."""
     if device == "cpu":
-        monkeypatch.setattr(_launch, "chip", lambda device: _launch.Chip((9, 0), 232448, 132))
+        monkeypatch.setattr(_launch, "chip", lambda device: _launch.Chip((9, 0), 132))
     _check_accuracy(_inputs(seqlens, 64, 1, torch.float16, device, False, dropout_p))
 
 

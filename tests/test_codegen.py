@@ -86,7 +86,7 @@ def test_the_table_shows_what_was_compiled(reports: list[codegen.Report]) -> Non
 def test_faults_are_seen(
     monkeypatch: pytest.MonkeyPatch, chip: str, head_dim: int, tile: _launch.Blocks, fault: str
 ) -> None:
-    turing = codegen.Multiprocessor(_launch.Chip((7, 5), 65536, 40), 32, 16)
+    turing = codegen.Multiprocessor(_launch.Chip((7, 5), 40), 65536, 32, 16)
     monkeypatch.setitem(codegen.CHIPS, "sm_75", turing)
     monkeypatch.setattr(attention, "_blocks", lambda *_: tile)
     case = codegen.attention("bf16", head_dim, [512] * 3, 0.0)
