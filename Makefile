@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RESULTS ?= .out/bench.json
 
 .PHONY: help install demo test lint types conformance bench codegen faults sanitize clean
 help:  ## what there is
@@ -17,8 +18,9 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 demo: install  ## the main job on a real checkpoint
 	$(BIN)/fastbert demo
 
-test: install  ## all tests
+test: install  ## all tests; then the kernels' again, on the kernels, interpreted
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernel tests
 
 lint: install  ## format and lint
 	$(BIN)/ruff format --check .
@@ -32,7 +34,7 @@ conformance: install  ## transformers' own model tests on fastbert's classes
 	$(BIN)/python conformance/run.py
 
 bench: install  ## patched against stock transformers on this machine; the README's table is its output
-	$(BIN)/python -m pytest bench --benchmark --benchmark-json=.out/bench.json
+	$(BIN)/python -m pytest bench --benchmark --results $(RESULTS)
 
 codegen: install  ## what every kernel compiles to on every chip; needs no GPU
 	$(BIN)/python -m bench.codegen

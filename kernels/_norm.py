@@ -27,9 +27,13 @@ def rows_and_warps(N: int) -> tuple[int, int]:
 def programs_and_warps(M: int, N: int, chip: _launch.Chip) -> tuple[int, int]:
     """Of the backward: eight warps on a multiprocessor, which is what their registers allow.
 
-    A thread keeps three sums for each of its columns: 24 columns at 768 features, from 1024 on 16, at last 8.
+    A thread keeps three sums for each of its columns: 24 columns at 768 features, from 1024 on 16, at last 8; and no
+    more than 8 on Blackwell, where 16 spill.
     """
-    num_warps = 1 if N < 1024 else triton.next_power_of_2(N) // (512 if N <= 4096 else 256)
+    if chip.capability >= (10, 0):
+        num_warps = max(1, triton.next_power_of_2(N) // 256)
+    else:
+        num_warps = 1 if N < 1024 else triton.next_power_of_2(N) // (512 if N <= 4096 else 256)
     return max(1, min(M, chip.processors * max(1, 8 // num_warps))), num_warps
 
 

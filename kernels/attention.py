@@ -12,6 +12,14 @@ Arithmetic, forward: 4 D sum_b(seqlen_b^2) flops per head; backward: 10 D, in tw
 The backward adds up in one order always. Where the longest sequence fits into one block, one program owns a whole
 (sequence, head) and makes all three gradients of it. Longer ones take two passes: dq (and delta) by queries, then dk
 and dv by keys; that computes s and dp twice, but needs neither atomics nor float32 sums in memory.
+
+Chosen by what it compiles to (`make codegen`, bench/results/codegen.md), for nothing here has been timed yet. On sm_90,
+head_dim 64, tiles of 128 x 64, a thread spends 10.8 instructions on a score in the forward, one of them on the MUFU:
+issuing them (128 a clock) takes longer than the exponentials (16 a clock). exp2 as a polynomial takes 18.8, so it stays
+on the MUFU. The row sum is taken of p before dropout, one addition a score. Dropout adds 6.0 instructions a score; with
+16 neighbouring columns to a Philox counter it added 20, for each thread of a quad computed all of the quad's counters.
+Both passes of the backward hold queries by rows, as the forward does, so that the masks fit there too; p and ds
+go through shared memory to become operands of dv and dk.
 """
 
 from typing import Any
@@ -370,8 +378,9 @@ def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip
     if longest >= tile.M and longest >= tile.N:
         return tile
     M, N = min(tile.M, longest), min(tile.N, longest)
-    scores = 128 if dtype == torch.float32 else 1024  # of the tile, for each warp
-    return _launch.Blocks(M, N, min(tile.num_warps, max(1, HEAD_DIM // 32, M * N // scores)), tile.num_stages)
+    scores = 128 if dtype == torch.float32 else 512 if wide else 1024  # of the tile, for each warp
+    num_warps = max(HEAD_DIM // 16 if wide else 1, M * N // scores, 1)
+    return _launch.Blocks(M, N, min(tile.num_warps, num_warps), tile.num_stages)
 
 
 _Tiles = dict[int, dict[str, _launch.Blocks]]  # by the largest head_dim, and by pass
@@ -444,7 +453,7 @@ _FLOAT32: _Tiles = {
 _TF32: _Tiles = {
     64: {
         "fwd": _launch.Blocks(64, 64, 8, 2),
-        "dq": _launch.Blocks(64, 32, 4, 1),
+        "dq": _launch.Blocks(64, 32, 8, 1),
         "dkdv": _launch.Blocks(32, 32, 4, 1),
         "one_block": _launch.Blocks(32, 32, 4, 1),
     },

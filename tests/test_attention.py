@@ -258,3 +258,18 @@ def test_permuting_sequences_permutes_outputs(seqlens: list[int], random: object
     permuted = torch.tensor([0, *accumulate(seqlens[i] for i in order)], dtype=torch.int32)
     actual = functional.attention(q[rows], k[rows], v[rows], permuted, longest)
     torch.testing.assert_close(actual, functional.attention(q, k, v, cu_seqlens, longest)[rows], atol=1e-5, rtol=1e-5)
+
+
+@given(
+    st.lists(st.integers(0, 70), min_size=1, max_size=3),
+    st.integers(1, 40),
+    st.sampled_from(DTYPES),
+    st.sampled_from(["packed", "heads first", "features first"]),
+    st.sampled_from(FLAGS),
+)
+@settings(max_examples=8, deadline=None)
+def test_accuracy_of_anything(seqlens: list[int], D: int, dtype: torch.dtype, layout: str, flags: tuple) -> None:
+    forward = _inputs(seqlens, D, 2, dtype, "cpu", *flags)
+    order = {"packed": (0, 1, 2), "heads first": (1, 0, 2), "features first": (2, 1, 0)}[layout]
+    forward[:3] = [t.permute(order).contiguous().permute(order) for t in forward[:3]]
+    _check_accuracy(forward)

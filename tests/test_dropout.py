@@ -1,15 +1,19 @@
 """The counter-based dropout that all operators share."""
 
 import math
+import os
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from fastbert import reference
-from fastbert.kernels import _cpu
+from fastbert.kernels import _cpu, _device
 
 _C = pytest.importorskip("fastbert._C", reason="the C++ extension is not built")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SEEDS = [0, 1, -1, -(2**63), 2**63 - 1, 123456789012345]
 
 
@@ -56,16 +60,19 @@ def test_bad_sizes() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
-def test_rate_and_independence(p: float) -> None:
-    keep = _mask((4, 256, 512), p).double()
+@pytest.mark.parametrize("scores", [False, True])
+def test_rate_and_independence(p: float, scores: bool) -> None:
+    """Of rows, heads, columns, layers (stream) and steps (seed)."""
+    seed = torch.tensor(3)
+    keep = reference.keep_mask(4, 0, 256, 512, p, seed, 2, scores=scores).double()
     exact = 1 - reference.drop_threshold(p) / 256
     assert abs(exact - (1 - p)) <= 1 / 512
     spread = math.sqrt(exact * (1 - exact))
     assert abs(keep.mean() - exact) <= 5 * spread / math.sqrt(keep.numel())
     others = (
-        _mask((4, 256, 512), p, seed=4),
-        _mask((4, 256, 512), p, stream=3),
-        _mask((4, 256, 512), p, first_row=256),
+        reference.keep_mask(4, 0, 256, 512, p, seed + 1, 2, scores=scores),
+        reference.keep_mask(4, 0, 256, 512, p, seed, 3, scores=scores),
+        reference.keep_mask(4, 256, 256, 512, p, seed, 2, scores=scores),
         keep.roll(1, 0),
         keep.roll(1, 1),
         keep.roll(1, 2),
@@ -100,3 +107,34 @@ def test_in_place_on_a_cpu_with_and_without_the_extension(p: float, monkeypatch:
         monkeypatch.setattr(_cpu, "_C", None)
         torch.testing.assert_close(_cpu.dropout_(x.clone(), 2, p, seed, 9), expected)
         monkeypatch.undo()
+
+
+@triton.jit
+def _masks_kernel(
+    features_ptr, scores_ptr, seed_ptr, first_row, first_col,
+    THRESHOLD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.arange(0, ROWS)
+    offs = rows[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    seed = tl.load(seed_ptr)
+    tl.store(
+        features_ptr + offs, _device.keep_features(seed, first_row + rows, first_col, 7, THRESHOLD, COLS).to(tl.int8)
+    )
+    keep = _device.keep_scores(seed, first_row + rows, first_col, 3, 7, THRESHOLD, COLS)
+    tl.store(scores_ptr + offs, keep.to(tl.int8))
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("cols", [16, 32, 64, 128])
+def test_the_device_functions_equal_the_reference(cols: int, seed: int, device: str) -> None:
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+    seed_tensor = torch.tensor(seed, device=device)
+    for p, first_row, first_col in ((0.001, 0, 0), (0.1, 513, 2 * cols), (0.5, 7, cols), (0.51, 8, cols), (1.0, 1, 0)):
+        features, scores = torch.empty(2, 16, cols, dtype=torch.int8, device=device)
+        threshold = reference.drop_threshold(p)
+        _masks_kernel[(1,)](features, scores, seed_tensor, first_row, first_col, threshold, 16, cols)
+        sizes = first_row, 16, first_col + cols, p, seed_tensor, 7
+        assert torch.equal(features.bool(), reference.keep_mask(1, *sizes)[0, :, first_col:])
+        assert torch.equal(scores.bool(), reference.keep_mask(4, *sizes, scores=True)[3, :, first_col:])

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
@@ -79,6 +81,13 @@ def test_a_run_over_many_chunks(device: str) -> None:
     forward[10] = -1
     dword, *_ = embedding_bwd(*_backward_inputs(forward))
     assert dword[39].all()
+
+
+@given(st.integers(0, 80), st.integers(8, 90), st.sampled_from(DTYPES[1:]), st.sampled_from(sorted(IDS)), st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_accuracy_of_anything(T: int, N: int, dtype: torch.dtype, ids: str, task_types: bool) -> None:
+    forward = _inputs(T, N, dtype, "cpu", 0.2, task_types=task_types, ids=ids)
+    _check_accuracy(forward)
 
 
 def test_rows_of_a_wider_table(device: str) -> None:
