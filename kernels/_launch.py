@@ -39,6 +39,10 @@ def _cuda_chip(index: int) -> Chip:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products of float32 are computed: IEEE, unless the user allowed PyTorch tf32."""
-    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if allowed else "ieee"
+    """How products of float32 are computed: IEEE, unless the user allowed PyTorch tf32, in the old way or the new."""
+    if dtype != torch.float32:
+        return "ieee"
+    allowed = torch.backends.cuda.matmul.fp32_precision
+    if allowed == "none":
+        allowed = torch.backends.fp32_precision
+    return "tf32" if allowed == "tf32" else "ieee"

@@ -13,9 +13,9 @@ Statistics are fp32. The backward walks the rows with a few programs on each mul
 rows in registers; a second kernel adds theirs up in one order.
 
 Chosen by what it compiles to (`make codegen`, bench/results/codegen.md), for nothing here has been timed yet. At 768
-features in bf16, all loads and stores of activations are 16 bytes wide and a row is one warp's own: no shared memory, no
-barrier. Two rows a program cost 17 instructions an element (30 with dropout), one row 20 (31); four rows save two more,
-but take 142 registers instead of 76.
+features in bf16, all loads and stores of activations are 16 bytes wide and a row is one warp's own: no shared memory,
+no barrier. Two rows a program cost 17 instructions an element (30 with dropout), one row 20 (31); four rows save two
+more, but take 142 registers instead of 76.
 """
 
 from typing import Any

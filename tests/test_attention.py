@@ -121,6 +121,18 @@ def test_scores_far_from_zero(device: str) -> None:
     _check_accuracy(forward)
 
 
+def test_tf32_is_the_users_choice() -> None:
+    matmul = torch.backends.cuda.matmul
+    assert _launch.precision(torch.float32) == "ieee"
+    matmul.allow_tf32 = True
+    try:
+        assert _launch.precision(torch.float32) == "tf32"
+        assert _launch.precision(torch.bfloat16) == "ieee"
+    finally:
+        matmul.allow_tf32 = False
+    assert _launch.precision(torch.float32) == "ieee"
+
+
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize("seqlens", [RAGGED, LONG], ids=str)
 def test_one_product_with_all_three(seqlens: list[int], dropout_p: float, device: str) -> None:
