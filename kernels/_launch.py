@@ -44,5 +44,5 @@ def precision(dtype: torch.dtype) -> str:
         return "ieee"
     allowed = torch.backends.cuda.matmul.fp32_precision
     if allowed == "none":
-        allowed = torch.backends.fp32_precision
+        allowed = getattr(torch.backends, "fp32_precision", "none")
     return "tf32" if allowed == "tf32" else "ieee"
