@@ -137,12 +137,12 @@ def layer_norm_cases() -> Iterator[Case]:
     yield from (layer_norm("bf16", 768, 0.1, residual, torch.float32) for residual in (torch.bfloat16, torch.float32))
 
 
-def embedding(dtype: str, N: int, dropout_p: float, task_types: bool = False) -> Case:
+def embedding(dtype: str, N: int, dropout_p: float, types: int = 2, task_types: bool = False) -> Case:
     T = 4099
 
     def launch() -> None:
         ids = torch.zeros(4, T, dtype=torch.int64).unbind()
-        tables = torch.empty(4, 512, N, dtype=DTYPES[dtype]).unbind()
+        tables = tuple(torch.empty(rows, N, dtype=DTYPES[dtype]) for rows in (512, 512, types, 3))
         if not task_types:
             ids, tables = (*ids[:3], None), (*tables[:3], None)
         weight, bias = torch.empty(2, N, dtype=DTYPES[dtype])
@@ -150,7 +150,7 @@ def embedding(dtype: str, N: int, dropout_p: float, task_types: bool = False) ->
         y, mean, rstd = _launcher("embedding_fwd")(*ids, *tables, weight, bias, 0, 1e-12, *dropout)
         _launcher("embedding_bwd")(torch.empty_like(y), *ids, *tables, weight, mean, rstd, 0, *dropout)
 
-    return Case("embedding", dtype, launch, N == 768 and dropout_p > 0 and not task_types)
+    return Case("embedding", dtype, launch, N == 768 and dropout_p > 0 and types == 2 and not task_types)
 
 
 def embedding_cases() -> Iterator[Case]:
@@ -161,6 +161,7 @@ def embedding_cases() -> Iterator[Case]:
     ):
         yield from (embedding(dtype, N, 0.1) for N in sizes)
     yield embedding("bf16", 768, 0.0)
+    yield from (embedding("bf16", 768, 0.1, types) for types in (1, 4, 16))
     yield embedding("bf16", 768, 0.1, task_types=True)
 
 

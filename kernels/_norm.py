@@ -38,7 +38,7 @@ def programs_and_warps(M: int, N: int, chip: _launch.Chip) -> tuple[int, int]:
 
 
 def sum_partials(partials: Tensor, *outputs: Tensor | None) -> None:
-    """Each of the outputs, (N,), from its (programs, N) of partials: (sums, programs, N)."""
+    """Each of the outputs, (N,), or the rows of one, (sums, N), from its (programs, N) of partials."""
     sums, programs, N = partials.shape
     BLOCK_N = 16
     _sum_partials_kernel[(triton.cdiv(N, BLOCK_N), sums)](
@@ -140,8 +140,8 @@ def store_partial(partials_ptr, index, part, programs, N: tl.constexpr, FIRST: t
 @triton.jit
 def _sum_partials_kernel(
     partials_ptr,  # (sums, programs, N) fp32
-    out0_ptr,  # (N,)  out, of the first sum
-    out1_ptr,  # (N,)  out
+    out0_ptr,  # (N,)  out, of the first sum; or (sums, N), of all, where it is the only one
+    out1_ptr,  # (N,)  out, or None
     out2_ptr,  # (N,)  out, or None where there are two sums
     programs,
     N,
@@ -157,10 +157,11 @@ def _sum_partials_kernel(
         mask = (rows < programs)[:, None] & (cols < N)[None, :]
         acc += tl.load(partials_ptr + (index * programs + rows)[:, None] * N + cols[None, :], mask=mask, other=0.0)
     total = tl.sum(acc, axis=0)
-    if index == 0:
-        tl.store(out0_ptr + cols, total.to(out0_ptr.dtype.element_ty), mask=cols < N)
-    if index == 1:
-        tl.store(out1_ptr + cols, total.to(out1_ptr.dtype.element_ty), mask=cols < N)
+    if (out1_ptr is None) | (index == 0):
+        tl.store(out0_ptr + index * N + cols, total.to(out0_ptr.dtype.element_ty), mask=cols < N)
+    if out1_ptr is not None:
+        if index == 1:
+            tl.store(out1_ptr + cols, total.to(out1_ptr.dtype.element_ty), mask=cols < N)
     if out2_ptr is not None:
         if index == 2:
             tl.store(out2_ptr + cols, total.to(out2_ptr.dtype.element_ty), mask=cols < N)

@@ -8,10 +8,11 @@ dense, as PyTorch's are; the word table's row `padding_idx` gets none. h is gath
 Devlin et al. 2018, https://arxiv.org/abs/1810.04805. Specification: `fastbert.reference.embedding`.
 Traffic, forward: 2 T N elements of word_weight and y; the small tables stay in cache.
 
-The gradient of a table is a sum over sorted ids (one sort a table, stable, so in one order always). A chunk of the
-sorted tokens is summed by one program, run by run. What a run has in its first chunk and in all chunks after that
-goes to memory, and a second kernel adds it up: so a token that is everywhere, [CLS] or a comma, keeps many programs
-busy and not one. That serves the tables of two rows like those of thirty thousand, without atomics.
+A token type table of up to four rows is summed where dh is made, in registers, as LayerNorm's weights are. The
+gradient of any other table is a sum over sorted ids (one sort a table, stable, so in one order always). A chunk of the
+sorted tokens is summed by one program, run by run. What a run has in its first chunk and in all chunks after that goes
+to memory, and a second kernel adds it up: so a token that is everywhere, [CLS] or a comma, keeps many programs busy and
+not one. No atomics, and nothing waits for the GPU. dh is fp32: 16 bits would round every token once more.
 """
 
 from typing import Any
@@ -122,6 +123,22 @@ def _embedding_fwd_kernel(
 
 
 @triton.jit
+def _add_by_type(sums, part, ids, TYPES: tl.constexpr):
+    """A token's part, [1, COLS], added to the row of `sums`, [TYPES, COLS], that its id, [1], chooses."""
+    return sums + tl.where(tl.arange(0, TYPES)[:, None] == ids[:, None], part, 0.0)
+
+
+@triton.jit
+def _store_by_type(
+    partials_ptr, sums, programs, N: tl.constexpr, FIRST: tl.constexpr, COLS: tl.constexpr, TYPES: tl.constexpr
+):
+    """This program's row of each type's sums, which follow those of dweight and dbias."""
+    cols = FIRST + tl.arange(0, COLS)
+    rows = (2 + tl.arange(0, TYPES)) * programs + tl.program_id(0)
+    tl.store(partials_ptr + rows[:, None] * N + cols[None, :], sums, mask=(cols < N)[None, :])
+
+
+@triton.jit
 def _embedding_bwd_dh_kernel(
     dy_ptr,  # (T, N)
     input_ids_ptr,  # (T,) int64
@@ -136,8 +153,8 @@ def _embedding_bwd_dh_kernel(
     mean_ptr,  # (T,) fp32
     rstd_ptr,  # (T,) fp32
     seed_ptr,  # () int64, or None
-    dh_ptr,  # (T, N)                   out, fp32
-    partials_ptr,  # (2, programs, N)   out, fp32: dweight, dbias
+    dh_ptr,  # (T, N)  out, fp32
+    partials_ptr,  # (2 + TYPES, programs, N)  out, fp32: dweight, dbias, rows of dtoken_type_weight
     stride_dym: tl.constexpr,
     stride_w: tl.constexpr,
     stride_p: tl.constexpr,
@@ -149,18 +166,22 @@ def _embedding_bwd_dh_kernel(
     stream,
     THRESHOLD: tl.constexpr,
     N: tl.constexpr,
-    ROWS: tl.constexpr,  # per step
+    ROWS: tl.constexpr,  # per step: one, for its type chooses where all of it is added
     COLS0: tl.constexpr,
     COLS1: tl.constexpr,
+    TYPES: tl.constexpr,  # rows of a small token type table, up to a power of two; 0 where it is not summed here
 ):
     seed = 0
     if THRESHOLD > 0:
         seed = tl.load(seed_ptr)
     dweight0 = tl.zeros([ROWS, COLS0], tl.float32)
     dbias0 = tl.zeros([ROWS, COLS0], tl.float32)
+    dtypes0 = tl.zeros([TYPES or 1, COLS0], tl.float32)
     dweight1 = dweight0
     dbias1 = dbias0
+    dtypes1 = dtypes0
     if COLS1 > 0:
+        dtypes1 = tl.zeros([TYPES or 1, COLS1], tl.float32)
         dweight1 = tl.zeros([ROWS, COLS1], tl.float32)
         dbias1 = tl.zeros([ROWS, COLS1], tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(T, ROWS), programs):
@@ -201,19 +222,27 @@ def _embedding_bwd_dh_kernel(
             g1 = dy1 * load_vector(weight_ptr, N, COLS0, COLS1)
         d0, d1 = input_gradient(g0, x0, g1, x1, rstd, N, COLS1)
         store_rows(dh_ptr, d0, rows, in_rows, N, N, 0, COLS0)
+        if TYPES > 0:
+            dtypes0 = _add_by_type(dtypes0, d0, token_type_ids, TYPES)
         if COLS1 > 0:
             store_rows(dh_ptr, d1, rows, in_rows, N, N, COLS0, COLS1)
+            if TYPES > 0:
+                dtypes1 = _add_by_type(dtypes1, d1, token_type_ids, TYPES)
     store_partial(partials_ptr, 0, dweight0, programs, N, 0, COLS0)
     store_partial(partials_ptr, 1, dbias0, programs, N, 0, COLS0)
+    if TYPES > 0:
+        _store_by_type(partials_ptr, dtypes0, programs, N, 0, COLS0, TYPES)
     if COLS1 > 0:
         store_partial(partials_ptr, 0, dweight1, programs, N, COLS0, COLS1)
         store_partial(partials_ptr, 1, dbias1, programs, N, COLS0, COLS1)
+        if TYPES > 0:
+            _store_by_type(partials_ptr, dtypes1, programs, N, COLS0, COLS1, TYPES)
 
 
 @triton.jit
 def _embedding_bwd_runs_kernel(
     dh_ptr,  # (T, N) fp32
-    ids_ptr,  # (T,) int64, ascending
+    ids_ptr,  # (T,) int32, ascending
     order_ptr,  # (T,) int64: where in the batch each of them stands
     table_ptr,  # (_, N)       out: rows of ids whose run lies within a chunk
     heads_ptr,  # (chunks, N)  out, fp32: what belongs to the run that goes on from the chunk before
@@ -234,7 +263,7 @@ def _embedding_bwd_runs_kernel(
     acc = tl.zeros([BLOCK_N], tl.float32)
     last = tl.minimum(first + CHUNK, T) - 1
     for i in range(first, last + 1):
-        row = tl.load(ids_ptr + i)
+        row = tl.load(ids_ptr + i).to(tl.int64)
         acc += tl.load(dh_ptr + tl.load(order_ptr + i) * N + cols, mask=mask, other=0.0)
         ends_here = i + 1 == T
         if i + 1 < T:
@@ -254,7 +283,7 @@ def _embedding_bwd_runs_kernel(
 
 @triton.jit
 def _embedding_bwd_join_kernel(
-    ids_ptr,  # (T,) int64, ascending
+    ids_ptr,  # (T,) int32, ascending
     heads_ptr,  # (chunks, N) fp32
     tails_ptr,  # (chunks, N) fp32
     table_ptr,  # (_, N)  out: rows of ids whose run crosses chunks
@@ -270,7 +299,7 @@ def _embedding_bwd_join_kernel(
     after = chunk * CHUNK + CHUNK  # the next chunk's first token
     if after >= T:
         return
-    row = tl.load(ids_ptr + after)
+    row = tl.load(ids_ptr + after).to(tl.int64)
     if tl.load(ids_ptr + after - 1) != row:
         return  # no run goes on from here
     if chunk > 0:
@@ -353,23 +382,45 @@ def _launch_bwd(
             dy, *ids, *tables, weight, mean, rstd, padding_idx, dropout_p, seed, stream
         )  # fmt: skip
     T, N = dy.shape
-    programs, num_warps = programs_and_warps(T, N, _launch.chip(dy.device))
+    TYPES = _summed_types(token_type_weight)
+    programs, num_warps = _programs_and_warps(T, N, _launch.chip(dy.device), 2 + TYPES)
     COLS0, COLS1 = parts(N)
     dh = dy.new_empty(T, N, dtype=torch.float32)
-    partials = dy.new_empty(2, programs, N, dtype=torch.float32)
+    partials = dy.new_empty(2 + TYPES, programs, N, dtype=torch.float32)
     _embedding_bwd_dh_kernel[(programs,)](
         dy, *ids, *tables, weight, mean, rstd, seed, dh, partials,
         dy.stride(0), *(0 if table is None else table.stride(0) for table in tables),
         T, programs, reference.keep_scale(dropout_p), stream,
-        THRESHOLD=reference.drop_threshold(dropout_p), N=N, ROWS=1, COLS0=COLS0, COLS1=COLS1, num_warps=num_warps,
+        THRESHOLD=reference.drop_threshold(dropout_p), N=N, ROWS=1, COLS0=COLS0, COLS1=COLS1,
+        TYPES=TYPES, num_warps=num_warps,
     )  # fmt: skip
     dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-    sum_partials(partials, dweight, dbias, None)
-    dword, dposition, dtoken_type, dtask_type = (
-        weight.new_empty(0) if table is None or chosen is None else _table_gradient(dh, chosen, table, padding)
-        for table, chosen, padding in zip(tables, ids, (padding_idx, -1, -1, -1), strict=True)
-    )
+    sum_partials(partials[:2], dweight, dbias, None)
+    dword = _table_gradient(dh, input_ids, word_weight, padding_idx)
+    dposition = _table_gradient(dh, position_ids, position_weight, -1)
+    if TYPES > 0:
+        dtoken_type = torch.empty_like(token_type_weight, memory_format=torch.contiguous_format)
+        sum_partials(partials[2 : 2 + dtoken_type.shape[0]], dtoken_type, None, None)
+    else:
+        dtoken_type = _table_gradient(dh, token_type_ids, token_type_weight, -1)
+    if task_type_weight is None or task_type_ids is None:
+        dtask_type = weight.new_empty(0)
+    else:
+        dtask_type = _table_gradient(dh, task_type_ids, task_type_weight, -1)
     return dword, dposition, dtoken_type, dtask_type, dweight, dbias
+
+
+def _summed_types(table: Tensor) -> int:
+    """Rows of a table that is small enough to be summed in registers, up to a power of two; else 0."""
+    types, N = table.shape
+    return triton.next_power_of_2(types) if types <= 4 and N <= 2048 else 0
+
+
+def _programs_and_warps(T: int, N: int, chip: _launch.Chip, sums: int) -> tuple[int, int]:
+    """As in `layer_norm`, with warps enough that a thread keeps at most 72 sums."""
+    _, num_warps = programs_and_warps(T, N, chip)
+    num_warps = max(num_warps, triton.next_power_of_2(triton.cdiv(N * sums, 32 * 72)))
+    return max(1, min(T, chip.processors * max(1, 8 // num_warps))), num_warps
 
 
 def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) -> Tensor:
@@ -378,7 +429,7 @@ def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) ->
     chunks = triton.cdiv(T, CHUNK)
     if chunks == 0:
         return gradient
-    in_order, order = torch.sort(ids, stable=True)
+    in_order, order = torch.sort(ids.int(), stable=True)  # half the passes that 64 bits take
     heads, tails = dh.new_empty(2, chunks, N).unbind()
     BLOCK_N = min(256, max(16, triton.next_power_of_2(N)))
     grid = (chunks, triton.cdiv(N, BLOCK_N))

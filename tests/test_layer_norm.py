@@ -165,3 +165,34 @@ def test_a_constant_shift_changes_nothing(M: int, N: int, shift: float) -> None:
     torch.testing.assert_close(
         functional.layer_norm(x + shift, ones, zeros), functional.layer_norm(x, ones, zeros), atol=1e-6, rtol=1e-6
     )
+
+
+@given(
+    M=st.integers(0, 20),
+    N=st.integers(8, 70),  # with two features the gradient is what rounding leaves of 0
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    parts=st.sampled_from(["all", "plain"]),
+    dropout_p=st.sampled_from([0.0, 0.1]),
+)
+@settings(max_examples=8, deadline=None)
+def test_any_size(M: int, N: int, dtype: torch.dtype, parts: str, dropout_p: float) -> None:
+    torch.manual_seed(N)
+    forward = _forward_inputs(M, N, dtype, "cpu", parts, dropout_p)
+    assert_operator_accurate(layer_norm_fwd, reference.layer_norm, forward)
+    x, x_bias, residual, weight, _bias, *rest = forward
+    y, mean, rstd = reference.layer_norm(*forward)
+    backward = [torch.randn_like(y), x, x_bias, residual, weight, mean, rstd, *rest[1:]]
+    assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_a_bias_without_a_residual_and_a_residual_without_a_bias(dropout_p: float, device: str) -> None:
+    for i in (1, 2):
+        forward = _forward_inputs(19, 48, torch.float32, device, "all", dropout_p)
+        forward[i] = None
+        assert_operator_accurate(layer_norm_fwd, reference.layer_norm, forward)
+        x, x_bias, residual, weight, _bias, *rest = forward
+        y, mean, rstd = reference.layer_norm(*forward)
+        backward = [torch.randn_like(y), x, x_bias, residual, weight, mean, rstd, *rest[1:]]
+        assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
