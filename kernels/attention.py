@@ -380,7 +380,7 @@ def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip
     M, N = min(tile.M, longest), min(tile.N, longest)
     scores = 128 if dtype == torch.float32 else 512 if wide else 1024  # of the tile, for each warp
     num_warps = max(HEAD_DIM // 16 if wide else 1, M * N // scores, 1)
-    return _launch.Blocks(M, N, min(tile.num_warps, num_warps), tile.num_stages)
+    return _launch.Blocks(M, N, min(tile.num_warps, num_warps), 1 if N == longest else tile.num_stages)
 
 
 _Tiles = dict[int, dict[str, _launch.Blocks]]  # by the largest head_dim, and by pass
