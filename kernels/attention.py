@@ -378,8 +378,11 @@ def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip
     if longest >= tile.M and longest >= tile.N:
         return tile
     M, N = min(tile.M, longest), min(tile.N, longest)
-    scores = 128 if dtype == torch.float32 else 512 if wide else 1024  # of the tile, for each warp
-    num_warps = max(HEAD_DIM // 16 if wide else 1, M * N // scores, 1)
+    if dtype == torch.float32:
+        num_warps = M * N // 128
+    else:
+        num_warps = M // 16  # a warp has 16 rows of an accumulator
+    num_warps = max(1, num_warps, HEAD_DIM // 16 if wide else 1)
     return _launch.Blocks(M, N, min(tile.num_warps, num_warps), 1 if N == longest else tile.num_stages)
 
 
