@@ -383,7 +383,7 @@ def _blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip
     else:
         num_warps = M // 16  # a warp has 16 rows of an accumulator
     num_warps = max(1, num_warps, HEAD_DIM // 16 if wide else 1)
-    return _launch.Blocks(M, N, min(tile.num_warps, num_warps), 1 if longest == N else tile.num_stages)
+    return _launch.Blocks(M, N, min(tile.num_warps, num_warps), tile.num_stages)
 
 
 _Tiles = dict[int, dict[str, _launch.Blocks]]  # by the largest head_dim, and by pass
