@@ -1,49 +1,107 @@
-"""Packed attention, forward and backward, against SDPA on the padded batch with a mask."""
+"""Packed attention against PyTorch's backends, which pad it, and those that pack it too."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.harness import Row, compare
-from bench.operators import forward_backward
+from bench.harness import Bench, Inputs, Provider, compiled
+from bench.record import OURS, Work
+from bench.rivals import flash_attention, math_attention, padded_attention, sdpa_backends, varlen_attention
+from bench.shapes import MAXIMA, tokens_of
 from fastbert import functional
 from fastbert.packing import Packing
 
-HEADS = 12
-CASES = [
-    {"S": S, "padding": padding, "head_dim": D} for S in (128, 512) for padding in ("half", "none") for D in (32, 64)
+
+def _case(
+    pass_: str, tokens: int, heads: int, head_dim: int, lengths: str, dtype: str, dropout: float
+) -> dict[str, Any]:
+    return {
+        "pass": pass_,
+        "tokens": tokens,
+        "heads": heads,
+        "head_dim": head_dim,
+        "lengths": lengths,
+        "dtype": dtype,
+        "dropout": dropout,
+    }
+
+
+PASSES = ("forward", "backward")
+LENGTHS = ("128", "512", "wikipedia", "squad", "384", "256", "64")
+SMALLEST = [_case(pass_, 40, 2, 32, "8", "float32", dropout) for pass_ in PASSES for dropout in (0.0, 0.1)] + [
+    _case(pass_, 300, 2, 32, "wikipedia", "float32", 0.0) for pass_ in PASSES
 ]
-SMALLEST = [{"S": 16, "padding": "half", "head_dim": 32}]
+GOALS = {
+    "cuda": [
+        _case(p, 65536, 16, 64, lengths, "bfloat16", dropout)
+        for lengths in ("512", "128", "wikipedia")
+        for dropout in (0.0, 0.1)
+        for p in PASSES
+    ]
+}
+CASES = {
+    "cpu": [
+        _case(p, 2048, 12, head_dim, lengths, "float32", 0.0)
+        for head_dim, lengths in ((32, "128"), (64, "512"), (64, "wikipedia"), (64, "squad"))
+        for p in PASSES
+    ]
+    + [_case(p, 2048, 12, 64, "wikipedia", "bfloat16", 0.0) for p in PASSES]
+    + [_case(p, 2048, 12, 64, "wikipedia", "float32", 0.1) for p in PASSES],
+    "cuda": [
+        _case(p, tokens, heads, 64, lengths, dtype, dropout)
+        for dtype in ("bfloat16", "float16")
+        for tokens in (65536, 16384)
+        for heads in (16, 12)
+        for lengths in LENGTHS
+        for dropout in (0.0, 0.1)
+        for p in PASSES
+    ]
+    + [_case(p, 65536, 12, 32, lengths, "bfloat16", 0.0) for lengths in ("128", "squad") for p in PASSES],
+}
 
 
-def test_attention(case: dict[str, Any], benchmark: BenchmarkFixture, results: Callable[[Row | None], None]) -> None:
-    torch.manual_seed(0)
-    B, S, D = 8, case["S"], case["head_dim"]
-    lengths = torch.linspace(1, S, B).round().long() if case["padding"] == "half" else torch.full((B,), S)
-    packing = Packing.from_lengths(lengths, S)
-    mask = None if case["padding"] == "none" else (torch.arange(S) < lengths[:, None])[:, None, None]
-    q, k, v = torch.randn(3, packing.tokens, HEADS, D).unbind()
-    padded = [packing.unpack(t) for t in (q, k, v)]
+def _fast(q: Tensor, k: Tensor, v: Tensor, *, packing: Packing, dropout_p: float) -> Tensor:
+    return functional.attention(q, k, v, packing.cu_seqlens, packing.max_seqlen, dropout_p=dropout_p)
 
-    def sdpa(*qkv: Tensor) -> Tensor:
-        o = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in qkv), attn_mask=mask)
-        return packing.pack(o.transpose(1, 2))
 
-    def fast(*qkv: Tensor) -> Tensor:
-        return functional.attention(*qkv, packing.cu_seqlens, packing.max_seqlen)
+def _providers(bench: Bench, packing: Packing, dropout_p: float) -> dict[str, Provider]:
+    eager = partial(math_attention, dropout_p=dropout_p)
+    providers = {"PyTorch": padded_attention(packing, eager)}
+    providers |= sdpa_backends(packing, dropout_p, bench.device)
+    if bench.compiles:
+        providers["torch.compile"] = padded_attention(packing, compiled(eager, dynamic=False))
+    if bench.device == "cuda":
+        providers["varlen_attn"] = Provider(partial(varlen_attention, packing=packing, dropout_p=dropout_p))
+        providers["flash-attn"] = Provider(partial(flash_attention, packing=packing, dropout_p=dropout_p))
+    return {OURS: Provider(partial(_fast, packing=packing, dropout_p=dropout_p))} | providers
 
-    baseline = forward_backward(sdpa, *padded)
-    results(
-        compare(
-            benchmark,
-            case,
-            lambda: packing.pack(baseline()),
-            forward_backward(fast, q, k, v),
-            tolerance=1e-4,
-            seconds=0.5,
-        )
+
+def test_attention(case: dict[str, Any], bench: Bench) -> None:
+    H, D, dtype = case["heads"], case["head_dim"], getattr(torch, case["dtype"])
+    seqlens = tokens_of(case["lengths"], case["tokens"])
+    packing = Packing.from_lengths(seqlens, MAXIMA.get(case["lengths"]), device=bench.device)
+    T = packing.tokens
+    scores = sum(n * n for n in seqlens)
+    # forward: q, k, v, o; backward: those, do, dq, dk, dv
+    tensors, products = (4, 2) if case["pass"] == "forward" else (8, 5)
+    bench.operator(
+        "attention",
+        case,
+        _providers(bench, packing, case["dropout"]),
+        lambda: Inputs(torch.randn(3, T, H, D, device=bench.device).to(dtype).unbind()),
+        Work(bytes=tensors * T * H * D * dtype.itemsize, flops=2 * products * H * D * scores),
+        exact=_exact(packing),
+        check=_providers(bench, packing, 0.0),
     )
+
+
+def _exact(packing: Packing) -> Any:
+    """Padded, in plain PyTorch, packed again."""
+    provider = padded_attention(packing, partial(math_attention, dropout_p=0.0))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return provider.finish(provider.function(*(provider.prepare(t) for t in (q, k, v))))
+
+    return attend

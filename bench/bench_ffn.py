@@ -1,34 +1,50 @@
-"""Linear + bias + GELU, forward and backward, against PyTorch's operators one after the other."""
+"""Linear + bias + GELU; its ceiling is the plain product."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.harness import Row, compare
-from bench.operators import forward_backward
+from bench.harness import Bench, Inputs, Provider, compiled
+from bench.record import OURS, Work
 from fastbert import functional
 
-CASES = [
-    {"tokens": tokens, "hidden": hidden, "dtype": dtype}
-    for tokens in (512, 2048)
-    for hidden in (384, 768)
-    for dtype in ("float32", "bfloat16")
-]
-SMALLEST = [{"tokens": 7, "hidden": 384, "dtype": "float32"}]
+
+def _case(pass_: str, tokens: int, hidden: int, dtype: str) -> dict[str, Any]:
+    return {"pass": pass_, "tokens": tokens, "hidden": hidden, "dtype": dtype}
 
 
-def test_linear_gelu(case: dict[str, Any], benchmark: BenchmarkFixture, results: Callable[[Row | None], None]) -> None:
-    torch.manual_seed(0)
+PASSES = ("forward", "backward")
+SMALLEST = [_case(pass_, 7, 384, "float32") for pass_ in PASSES]
+GOALS = {"cuda": [_case(p, 16384, N, "bfloat16") for N in (768, 1024) for p in PASSES]}
+CASES = {
+    "cpu": [_case(p, 2048, N, dtype) for dtype in ("float32", "bfloat16") for N in (384, 768) for p in PASSES],
+    "cuda": [
+        _case(p, tokens, N, dtype)
+        for dtype in ("bfloat16", "float16")
+        for tokens in (16384, 65536)
+        for N in (768, 1024)
+        for p in PASSES
+    ],
+}
+
+
+def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(F.linear(x, weight, bias))
+
+
+def test_linear_gelu(case: dict[str, Any], bench: Bench) -> None:
     M, K, dtype = case["tokens"], case["hidden"], getattr(torch, case["dtype"])
-    leaves = [t.to(dtype) for t in (torch.randn(M, K), torch.randn(4 * K, K) * K**-0.5, torch.randn(4 * K))]
+    N = 4 * K
 
-    def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.gelu(F.linear(x, weight, bias))
+    def inputs() -> Inputs:
+        leaves = torch.randn(M, K), torch.randn(N, K) * K**-0.5, torch.randn(N)
+        return Inputs(tuple(t.to(bench.device, dtype) for t in leaves))
 
-    steps = [forward_backward(f, *leaves) for f in (eager, functional.linear_gelu)]
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    results(compare(benchmark, case, *steps, tolerance=tolerance, seconds=0.5))
+    providers = {OURS: Provider(functional.linear_gelu), "PyTorch": Provider(eager)}
+    if bench.compiles:
+        providers["torch.compile"] = Provider(compiled(eager, dynamic=False))
+    passes = ("forward",) if case["pass"] == "forward" else ("dgrad", "wgrad")
+    work = Work(flops=2 * M * N * K * len(passes), products=tuple((name, M, K, N) for name in passes))
+    bench.operator("ffn", case, providers, inputs, work, exact=eager)

@@ -1,90 +1,280 @@
-"""A patched model against stock transformers (SDPA), at half padding and at none.
+"""Whole models: inference, and a training step of forward, backward and fused AdamW, against transformers.
 
-Two layers of BERT with a classifier: encoder layers are all alike, so the ratio is a deep model's, in less time.
-Lengths are spread evenly over 1 ... S where half the slots are padding.
+Every model starts from the same weights and gets the same batch. Inference is the encoder; training is BERT's own, with
+masked-LM and next-sentence heads and 15 % of the tokens labelled. FLOPs are counted on fastbert's step, by PyTorch's
+formulas and those that fastbert registers: what padding costs is nobody's merit. "autocast" is float32 weights under
+bfloat16 autocast. A provider may be off from float32 by twice what transformers is off by in that dtype; training is
+compared on the first sequences of the batch, for float32 takes twice the memory.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForPreTraining, BertModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 import fastbert
-from bench.harness import Row, compare
+from bench.harness import Bench, NotApplicableError, Ready, compiled, disagreement, largest_error
+from bench.record import OURS, Work
+from bench.shapes import MODELS, VOCABULARY, batch_of
+from fastbert import reference
+from fastbert.packing import Packing
 
-BATCH, LAYERS = 16, 2
-
-
-def _case(step: str, dropout: float, padding: str, S: int, hidden: int, dtype: str) -> dict[str, Any]:
-    return {"step": step, "dropout": dropout, "padding": padding, "S": S, "hidden": hidden, "dtype": dtype}
-
-
-CASES = [
-    _case(step, dropout, padding, S, hidden, dtype)
-    for (step, dropout), padding, S, hidden, dtype in product(
-        (("inference", 0.0), ("training", 0.0), ("training", 0.1)),
-        ("half", "none"),
-        (128, 512),
-        (384, 768),
-        ("float32", "bfloat16"),
-    )
-]
-SMALLEST = [_case("inference", 0.0, "half", 16, 384, "float32"), _case("training", 0.0, "half", 16, 384, "bfloat16")]
+LABELLED = 0.15
+COMPARED = 8  # sequences
+Batch = dict[str, Tensor]
 
 
-def _batch(S: int, padding: str) -> dict[str, Tensor]:
-    lengths = torch.full((BATCH,), S)
-    if padding == "half":
-        lengths = torch.linspace(1, S, BATCH).round().long()[torch.randperm(BATCH)]
+def case_of(
+    model: str, step: str, batch: int, S: int, lengths: str, dtype: str, dropout: float | None = None
+) -> dict[str, Any]:
+    """In training dropout is 0.1, as BERT's is."""
+    dropout = (0.1 if step == "training" else 0.0) if dropout is None else dropout
     return {
-        "input_ids": torch.randint(1000, 30000, (BATCH, S)),
-        "attention_mask": (torch.arange(S) < lengths[:, None]).long(),
-        "labels": torch.randint(0, 2, (BATCH,)),
+        "model": model,
+        "step": step,
+        "batch": batch,
+        "S": S,
+        "lengths": lengths,
+        "dtype": dtype,
+        "dropout": dropout,
     }
 
 
-def _inference(model: BertForSequenceClassification, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
-    def step() -> Tensor:
-        with torch.inference_mode():
-            return model(**batch).logits
+SMALLEST = [
+    case_of("tiny", "inference", 3, 16, "wikipedia", "float32"),
+    case_of("tiny", "training", 3, 16, "wikipedia", "float32"),
+    case_of("tiny", "training", 2, 16, "full", "bfloat16", 0.0),
+]
+_SEQUENCES = ((128, "full"), (512, "wikipedia"), (384, "squad"), (512, "full"), (384, "full"), (128, "wikipedia"))
+GOALS = {
+    "cuda": [
+        *(case_of(model, "training", 64, 512, "wikipedia", "bfloat16") for model in ("large", "base")),
+        *(case_of(model, "training", 256, 128, "full", "bfloat16") for model in ("large", "base")),
+        *(case_of(model, "inference", 256, 128, "full", "bfloat16") for model in ("large", "base")),
+        *(case_of(model, "inference", 1, 128, "full", "bfloat16") for model in ("large", "base")),
+        *(case_of(model, "inference", 128, 384, "squad", "bfloat16") for model in ("base", "MiniLM")),
+    ]
+}
+CASES = {
+    "cpu": [
+        case_of("MiniLM", "inference", 16, 384, "squad", "float32"),
+        case_of("MiniLM", "inference", 16, 384, "squad", "bfloat16"),
+        case_of("MiniLM", "inference", 16, 512, "wikipedia", "float32"),
+        *(case_of("MiniLM", "inference", 16, S, "full", "float32") for S in (128, 384)),
+        *(case_of("MiniLM", "inference", batch, 128, "full", "float32") for batch in (1, 8)),
+        case_of("base", "inference", 8, 384, "squad", "float32"),
+        case_of("base", "inference", 8, 384, "squad", "bfloat16"),
+        case_of("base", "inference", 1, 128, "full", "float32"),
+        case_of("MiniLM", "training", 8, 512, "wikipedia", "float32"),
+        case_of("MiniLM", "training", 8, 512, "wikipedia", "bfloat16"),
+        case_of("MiniLM", "training", 8, 128, "full", "float32"),
+        case_of("base", "training", 4, 384, "squad", "bfloat16"),
+    ],
+    "cuda": [
+        *GOALS["cuda"],
+        *(
+            case_of(model, step, 32768 // S, S, lengths, "bfloat16")
+            for (S, lengths), step, model in product(_SEQUENCES, ("inference", "training"), ("base", "large", "MiniLM"))
+        ),
+        *(
+            case_of(model, "inference", batch, 128, "full", "bfloat16")
+            for model, batch in product(("base", "large", "MiniLM"), (1, 8, 32, 64, 128))
+        ),
+        *(case_of(model, "training", 64, 512, "wikipedia", "autocast") for model in ("base", "large")),
+        *(case_of(model, step, 64, 512, "wikipedia", "float16") for model, step in product(("base",), ("inference",))),
+    ],
+}
 
-    return step
+
+def test_model(case: dict[str, Any], bench: Bench) -> None:
+    batch = make_batch(case, bench.device)
+    sequences = batch_of(case["lengths"], case["batch"], case["S"])
+    work = Work(flops=_count_flops(case, batch, bench.device), tokens=sum(sequences), sequences=len(sequences))
+    bench.steps("model", case, _providers(case, batch, bench), work)
 
 
-def _training(model: BertForSequenceClassification, batch: dict[str, Tensor]) -> Callable[[], Tensor | None]:
-    """Forward and backward. The gradient to compare is the first layer's, which every other one reaches."""
-    weight = model.bert.encoder.layer[0].attention.self.value.weight
-    drops = model.config.hidden_dropout_prob > 0
+def _providers(case: dict[str, Any], batch: Batch, bench: Bench) -> dict[str, Callable[[], Ready]]:
+    device, inference = bench.device, case["step"] == "inference"
+    check = Check(case, batch, device)
 
-    def step() -> Tensor | None:
-        model.zero_grad()
-        model(**batch).loss.backward()
-        return None if drops else weight.grad
+    def ready(attention: str, *, patch: bool = False, compile: bool | None = None, graph: bool = False) -> Ready:
+        model = make_model(case, device, attention=attention)
+        if patch:
+            fastbert.patch(model, strict=True)
+        call: Any = model if compile is None else compiled(model, dynamic=compile)
+        wrong = check.wrong(model, call)
+        return Ready([make_step(case, model, batch, call)], wrong, graph)
 
-    return step
+    def plain() -> Ready:
+        if not inference:
+            raise NotApplicableError("the reference has no heads")
+        model = make_model(case, device)
+        call = reference_encoder(model)
+        return Ready([make_step(case, model, batch, call)], check.wrong(model, call))
+
+    providers = {
+        OURS: lambda: ready("sdpa", patch=True),
+        "transformers SDPA": lambda: ready("sdpa"),
+        "transformers eager": lambda: ready("eager"),
+        "reference": plain,
+    }
+    if device == "cuda" and inference and case["batch"] <= 8 and case["lengths"] == "full":
+        providers[f"{OURS}, CUDA graph"] = lambda: ready("sdpa", patch=True, graph=True)
+        providers["transformers SDPA, CUDA graph"] = lambda: ready("sdpa", graph=True)
+    if bench.compiles and (device == "cuda" or (inference and case["model"] == "MiniLM")):
+        providers["transformers SDPA, compiled"] = lambda: ready("sdpa", compile=False)
+        if device == "cuda" or case["batch"] <= 8:
+            providers["transformers SDPA, compiled dynamic"] = lambda: ready("sdpa", compile=True)
+    return providers
 
 
-def test_model(case: dict[str, Any], benchmark: BenchmarkFixture, results: Callable[[Row | None], None]) -> None:
-    torch.manual_seed(0)
+class Check:
+    """What a model must compute, from transformers in float32; before it is trained, and without dropout."""
+
+    def __init__(self, case: dict[str, Any], batch: Batch, device: str) -> None:
+        self._batch = batch if case["step"] == "inference" else {name: t[:COMPARED] for name, t in batch.items()}
+        self._case = case
+        model = make_model(case, device, wide=True)
+        self._expected = self._results(model, model, "float32")
+        model = make_model(case, device)
+        stock = self._results(model, model, case["dtype"])
+        self._tolerance = 1e-3 + 2 * largest_error(stock, self._expected)
+
+    def wrong(self, model: PreTrainedModel, call: Callable[..., Any]) -> str | None:
+        return disagreement(self._results(model, call, self._case["dtype"]), self._expected, self._tolerance)
+
+    def _results(self, model: PreTrainedModel, call: Callable[..., Any], dtype: str) -> tuple[Tensor, ...]:
+        """Hidden states of real tokens; or the loss, and gradients from both ends of the model."""
+        if self._case["step"] == "inference":
+            hidden = make_step(self._case, model, self._batch, call)()
+            return (hidden[self._batch["attention_mask"].bool()] if "attention_mask" in self._batch else hidden,)
+        with _without_dropout(model), _autocast(dtype, self._batch):
+            loss = call(**self._batch).loss
+        loss.backward()
+        ends = model.bert.encoder.layer[0].attention.self.value.weight, model.cls.predictions.bias
+        gradients = [p.grad.clone() for p in ends]
+        model.zero_grad(set_to_none=True)
+        return loss.detach(), *gradients
+
+
+def make_model(case: dict[str, Any], device: str, *, attention: str = "sdpa", wide: bool = False) -> PreTrainedModel:
+    """The case's model with weights that are the same every time; in float32 where `wide`."""
+    layers, hidden, heads = MODELS.get(case["model"], (2, 64, 2))
     config = BertConfig(
-        hidden_size=case["hidden"],
-        intermediate_size=4 * case["hidden"],
-        num_attention_heads=12,
-        num_hidden_layers=LAYERS,
+        vocab_size=VOCABULARY if case["model"] in MODELS else 100,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_attention_heads=heads,
+        num_hidden_layers=layers,
         hidden_dropout_prob=case["dropout"],
         attention_probs_dropout_prob=case["dropout"],
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )
-    dtype = getattr(torch, case["dtype"])
-    stock = BertForSequenceClassification(config).to(dtype)
-    fast = BertForSequenceClassification(config).to(dtype)
-    fast.load_state_dict(stock.state_dict())
-    fastbert.patch(fast, strict=True)
-    batch = _batch(case["S"], case["padding"])
-    make = _inference if case["step"] == "inference" else _training
-    steps = [make(model.train(case["step"] == "training"), batch) for model in (stock, fast)]
-    results(compare(benchmark, case, *steps, tolerance=1e-4 if dtype == torch.float32 else 0.1))
+    torch.manual_seed(0)
+    with torch.device(device):
+        training = case["step"] == "training"
+        model = BertForPreTraining(config) if training else BertModel(config, add_pooling_layer=False)
+    dtype = torch.float32 if wide or case["dtype"] == "autocast" else getattr(torch, case["dtype"])
+    return model.to(dtype).train(training)
+
+
+def make_batch(case: dict[str, Any], device: str) -> Batch:
+    """What a tokenizer and a collator give: padded; an attention mask only where there is padding."""
+    B, S = case["batch"], case["S"]
+    lengths = torch.tensor(batch_of(case["lengths"], B, S))
+    mask = torch.arange(S) < lengths[:, None]
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = VOCABULARY if case["model"] in MODELS else 100
+    ids = torch.randint(1, vocabulary, (B, S), generator=generator).where(mask, 0)
+    batch = {"input_ids": ids}
+    if not mask.all():
+        batch["attention_mask"] = mask.long()
+    if case["step"] == "training":
+        labelled = (torch.rand(B, S, generator=generator) < LABELLED) & mask
+        labelled[:, 0] = True  # at least one a sequence
+        batch["labels"] = ids.where(labelled, -100)
+        batch["next_sentence_label"] = torch.randint(0, 2, (B,), generator=generator)
+    return {name: t.to(device) for name, t in batch.items()}
+
+
+def make_step(
+    case: dict[str, Any], model: PreTrainedModel, batch: Batch, call: Callable[..., Any] | None = None
+) -> Callable[[], Any]:
+    """Inference: the last hidden state. Training: a whole optimizer step, and its loss."""
+    call = call or model
+    if case["step"] == "inference":
+
+        def inference() -> Tensor:
+            with torch.inference_mode(), _autocast(case["dtype"], batch):
+                return call(**batch).last_hidden_state
+
+        return inference
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def training() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(case["dtype"], batch):
+            loss = call(**batch).loss
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return training
+
+
+def reference_encoder(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:
+    """The specification with a model's weights, called like the model."""
+    weights = model.state_dict()
+
+    def call(input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+        if attention_mask is None:
+            packing = Packing.full(*input_ids.shape, device=input_ids.device)
+        else:
+            packing = Packing.from_mask(attention_mask)
+        ids = packing.pack(input_ids)
+        hidden = reference.encoder(
+            weights,
+            ids,
+            torch.zeros_like(ids),
+            packing.position_ids,
+            packing.cu_seqlens,
+            num_heads=model.config.num_attention_heads,
+            eps=model.config.layer_norm_eps,
+        )
+        return BaseModelOutput(packing.unpack(hidden[-1]))
+
+    return call
+
+
+def _autocast(dtype: str, batch: Batch) -> Any:
+    if dtype != "autocast":
+        return contextlib.nullcontext()
+    return torch.autocast(batch["input_ids"].device.type, torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    dropouts = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    for module in dropouts:
+        module.p = 0.0
+    yield
+    for module, p in dropouts.items():
+        module.p = p
+
+
+def _count_flops(case: dict[str, Any], batch: Batch, device: str) -> int:
+    model = fastbert.patch(make_model(case, device), strict=True)
+    with FlopCounterMode(display=False) as counter, _autocast(case["dtype"], batch):
+        if case["step"] == "training":
+            model(**batch).loss.backward()
+        else:
+            with torch.no_grad():
+                model(**batch)
+    return int(counter.get_total_flops())

@@ -1,43 +1,121 @@
-"""`pytest bench` checks that the implementations agree, on the smallest cases; `pytest bench --benchmark` measures."""
+"""`pytest bench` checks that the implementations agree, on the smallest cases; `pytest bench --benchmark` measures.
 
-import json
-from collections.abc import Callable
+A bench lists its cases: SMALLEST, and by device GOALS and CASES. GOALS, what we have goals for, are measured first, and
+without torch.compile, which takes minutes; they stand in CASES once more. What was measured is in the results file at
+once; a table of it comes last.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from pytest_benchmark.utils import load_timer
 
-from bench.harness import Row, record
+from bench import clock
+from bench.harness import Bench, replay
+from bench.record import Recorder, Run
+from bench.table import terminal_table
 
-_ROWS: list[Row] = []
+SECONDS = {"cpu": 0.5, "cuda": 0.15}  # that a provider of a case is timed
+FIRST = ("bench_roof", "bench_attention", "bench_layer_norm", "bench_ffn", "bench_cross_entropy", "bench_embedding")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--benchmark", action="store_true", help="measure, instead of one small case of each bench")
-    parser.addoption("--results", default=".out/bench.json", help="where --benchmark writes its figures")
+    group = parser.getgroup("bench")
+    group.addoption("--benchmark", action="store_true", help="measure, instead of one small case of each bench")
+    group.addoption("--smallest", action="store_true", help="with --benchmark: only the smallest cases")
+    group.addoption("--results", default=".out/bench.json", help="where --benchmark writes what it measured")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    group.addoption("--budget", type=float, help="seconds after which nothing more is measured")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--benchmark"):
         config.option.benchmark_disable = True
+        return
+    device = config.getoption("--device")
+    command = ["pytest", *(str(argument) for argument in config.invocation_params.args)]
+    config.stash[_RECORDER] = Recorder(Run.here(device, command), Path(config.getoption("--results")))
+    config.stash[_BUDGET] = clock.Budget(config.getoption("--budget"), time.monotonic)
 
 
-@pytest.fixture
-def results() -> Callable[[Row | None], None]:
-    """Keep a row for the results file."""
-    return lambda row: None if row is None else _ROWS.append(row)
+_RECORDER = pytest.StashKey[Recorder]()
+_BUDGET = pytest.StashKey[clock.Budget]()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A bench lists its cases in CASES, the smallest first."""
-    if "case" in metafunc.fixturenames:
-        cases = metafunc.module.CASES
-        cases = cases if metafunc.config.getoption("--benchmark") else metafunc.module.SMALLEST
-        metafunc.parametrize("case", cases, ids=lambda case: " ".join(str(value) for value in case.values()))
+    if "case" not in metafunc.fixturenames:
+        return
+    module, config = metafunc.module, metafunc.config
+    if config.getoption("--benchmark") and not config.getoption("--smallest"):
+        device = config.getoption("--device")
+        goals = getattr(module, "GOALS", {}).get(device, [])
+        rest = module.CASES[device]
+    else:
+        goals, rest = module.SMALLEST, []
+    cases = [pytest.param(case, marks=pytest.mark.goal) for case in goals] + list(rest)
+    metafunc.parametrize("case", cases, ids=lambda case: " ".join(str(value) for value in case.values()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The most important first: this machine's ceilings, then what there are goals for, then the rest."""
+    if not config.getoption("--benchmark"):
+        return
+
+    def rank(item: pytest.Item) -> tuple[bool, bool]:
+        return item.get_closest_marker("goal") is None, item.path.stem != "bench_roof"
+
+    items.sort(key=rank)
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=replay))
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterator[Bench]:
+    """Checks providers against each other, and times them with --benchmark."""
+    config = request.config
+    device = config.getoption("--device")
+    budget = config.stash.get(_BUDGET, None) or clock.Budget(None, time.monotonic)
+    if budget.left() <= 0:
+        pytest.skip("not measured: the time was over")
+    timer: Any = load_timer(config.getoption("benchmark_timer"))
+    # A graph is captured on a stream of its own, and a backward runs where its forward ran.
+    stream = torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else contextlib.nullcontext()
+    with stream:
+        yield Bench(
+            benchmark,
+            config.stash.get(_RECORDER, None),
+            device=device,
+            measure=config.getoption("--benchmark"),
+            compiles=config.getoption("--benchmark") and request.node.get_closest_marker("goal") is None,
+            timer=timer.target,
+            budget=budget,
+            seconds=SECONDS[device],
+        )
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _ROWS:
-        path = Path(session.config.getoption("--results"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record(_ROWS), indent=1) + "\n")
+    recorder = session.config.stash.get(_RECORDER, None)
+    if recorder is None or not recorder.run.rows:
+        return
+    stopped = session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if stopped or session.config.stash[_BUDGET].left() <= 0:
+        recorder.run.write(recorder.path)
+    else:
+        recorder.finish()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    recorder = config.stash.get(_RECORDER, None)
+    if recorder is not None and recorder.run.rows:
+        terminalreporter.write_line(terminal_table(recorder.run))
+        terminalreporter.write_line(f"{len(recorder.run.rows)} rows in {recorder.path}")

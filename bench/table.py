@@ -1,49 +1,58 @@
-"""Write the README's table from a results file.  python -m bench.table bench/results/cpu.json"""
+"""Figures for people: rates with their units, and the table that a run ends with."""
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
-
-README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- bench: written by bench/table.py -->", "<!-- /bench -->"
-COLUMNS = {
-    "inference": ("inference", 0.0),
-    "training": ("training", 0.0),
-    "training, dropout 0.1": ("training", 0.1),
-}
+from bench.record import OURS, Roof, Row, Run, speedup
 
 
-def model_table(results: dict[str, Any], source: str) -> str:
-    """Speed of patched models against stock ones, a row for each size and dtype."""
-    speedups = {
-        tuple(row["case"].values()): row["speedup"] for row in results["rows"] if row["bench"].startswith("test_model")
-    }
-    sizes = sorted({key[3:] for key in speedups}, key=lambda size: (size[2] != "float32", size[1], size[0]))
-    columns = [(name, *step, padding) for name, step in COLUMNS.items() for padding in ("half", "none")]
-    lines = [
-        "| hidden | S | dtype | " + " | ".join(f"{name}, {padding} padding" for name, *_, padding in columns) + " |",
-        "|---|---|---|" + "---|" * len(columns),
-    ]
-    for S, hidden, dtype in sizes:
-        keys = [(step, dropout, padding, S, hidden, dtype) for _, step, dropout, padding in columns]
-        cells = [f"{speedups[key]:.2f}" if key in speedups else "" for key in keys]
-        lines.append(f"| {hidden} | {S} | {dtype} | " + " | ".join(cells) + " |")
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    lines += [
-        "",
-        f"Stock transformers' time over fastbert's, batch 16. `make bench`, {results['machine']}, {versions}, "
-        f"{results['date']}, commit {results['commit']}; every time and its spread: [{source}]({source}).",
-    ]
-    return "\n".join(lines)
+def rate(row: Row, provider: str) -> str:
+    """What a provider reached: tokens, bytes or FLOPs a second, whichever the row's work is about."""
+    seconds = row.timings[provider].median
+    if row.work.tokens:
+        return _scaled(row.work.tokens / seconds, ("tokens/s", "k tokens/s", "M tokens/s"))
+    if row.work.flops:
+        return _scaled(row.work.flops / seconds, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s"))
+    if row.work.bytes:
+        return _scaled(row.work.bytes / seconds, ("B/s", "kB/s", "MB/s", "GB/s"))
+    return ""
 
 
-def main(path: str) -> None:
-    results = json.loads(Path(path).read_text())
-    before, _, rest = README.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{START}\n{model_table(results, path)}\n{END}{after}")
+def duration(seconds: float) -> str:
+    """Three digits, in s, ms or us."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+def terminal_table(run: Run) -> str:
+    """A line a case: fastbert's time, what it reached, the share of the ceiling, how much faster than the best."""
+    roof = Roof(run)
+    lines = [(f"{run.name}, {run.date}, {run.commit}", "median", "20-80 %", "reached", "ceiling", "against the best")]
+    for row in run.rows:
+        if not row.timings:
+            continue
+        name = OURS if OURS in row.timings else next(iter(row.timings))
+        timing = row.timings[name]
+        share = roof.share(row, name) if row.bench != "roof" else None
+        rivals = [other for other in row.timings if not other.startswith(OURS)] if name == OURS else []
+        best = min(rivals, key=lambda other: row.timings[other].median, default=None)
+        lines.append(
+            (
+                row.label,
+                duration(timing.median),
+                f"{duration(timing.low)} - {duration(timing.high)}",
+                rate(row, name),
+                "" if share is None else f"{share:.0%}",
+                "" if best is None else f"{speedup(row, best):.2f} x {best}",
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    i = 0
+    while value >= 1000 and i < len(units) - 1:
+        value, i = value / 1000, i + 1
+    return f"{value:.3g} {units[i]}" if value < 1000 else f"{value:.0f} {units[i]}"
