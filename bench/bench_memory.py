@@ -1,16 +1,27 @@
-"""Bytes kept for the backward, per token and layer: what activations cost.  python -m bench.bench_memory
+"""Bytes kept for the backward, per token and layer: what activations cost.
 
 Counted by `torch.autograd.graph.saved_tensors_hooks`, every storage once, parameters left out; so the figures are
 exact, and the same on every device. Two models of one and two layers: their difference is one layer.
 """
+
+from itertools import product
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
 import fastbert
+from bench.harness import Bench
+from bench.record import OURS, Row
 
 BATCH, LENGTH = 4, 128
+SMALLEST = [{"hidden": 128, "dtype": "bfloat16", "padding": "none"}]
+_CASES = [
+    {"hidden": hidden, "dtype": dtype, "padding": padding}
+    for hidden, dtype, padding in product((768, 1024), ("bfloat16", "float32"), ("none", "half"))
+]
+CASES = {"cpu": _CASES, "cuda": _CASES}  # counted on the host, and the same everywhere
 
 
 def kept_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
@@ -55,20 +66,10 @@ def per_token_and_layer(hidden: int, padding: str, patched: bool, dtype: torch.d
     return (totals[1] - totals[0]) / (BATCH * LENGTH)
 
 
-def test_fastbert_keeps_less() -> None:
-    stock, fast = (per_token_and_layer(128, "none", patched, torch.bfloat16) for patched in (False, True))
+def test_memory(case: dict[str, Any], untimed: Bench) -> None:
+    dtype = getattr(torch, case["dtype"])
+    stock, fast = (per_token_and_layer(case["hidden"], case["padding"], patched, dtype) for patched in (False, True))
     assert 0 < fast < stock
-
-
-def main() -> None:
-    print("| hidden | dtype | padding | transformers, SDPA | fastbert | ratio |\n|---|---|---|---|---|---|")
-    for hidden in (768, 1024):
-        for dtype in (torch.bfloat16, torch.float32):
-            for padding in ("none", "half"):
-                stock, fast = (per_token_and_layer(hidden, padding, patched, dtype) for patched in (False, True))
-                name = str(dtype).removeprefix("torch.")
-                print(f"| {hidden} | {name} | {padding} | {stock:.0f} | {fast:.0f} | {fast / stock:.2f} |")
-
-
-if __name__ == "__main__":
-    main()
+    if untimed.measure:
+        values = {"transformers SDPA": stock, OURS: fast}
+        untimed.keep(Row("memory", case, values=values, unit="B per token and layer"))

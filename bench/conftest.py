@@ -79,8 +79,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterator[Bench]:
     """Checks providers against each other, and times them with --benchmark."""
+    yield from _bench(request, benchmark)
+
+
+@pytest.fixture
+def untimed(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """For benches that count or profile, and have no times to give to pytest-benchmark."""
+    yield from _bench(request, None)
+
+
+def _bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture | None) -> Iterator[Bench]:
     config = request.config
-    device = config.getoption("--device")
+    device, measure = config.getoption("--device"), config.getoption("--benchmark")
     budget = config.stash.get(_BUDGET, None) or clock.Budget(None, time.monotonic)
     if budget.left() <= 0:
         pytest.skip("not measured: the time was over")
@@ -92,8 +102,8 @@ def bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterat
             benchmark,
             config.stash.get(_RECORDER, None),
             device=device,
-            measure=config.getoption("--benchmark"),
-            compiles=config.getoption("--benchmark") and request.node.get_closest_marker("goal") is None,
+            measure=measure,
+            compiles=measure and request.node.get_closest_marker("goal") is None,
             timer=timer.target,
             budget=budget,
             seconds=SECONDS[device],
