@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RESULTS ?= .out/bench.json
+BUDGET_S ?= 540
 
-.PHONY: help install demo test lint types conformance bench codegen faults sanitize clean
+.PHONY: help install demo test lint types conformance bench roof report gpu tune gpu-rehearsal codegen faults sanitize clean
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(VENV)/.installed  ## the virtual environment, with everything that is needed here
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
@@ -33,8 +33,28 @@ types: install  ## mypy, and the extension's stub against the extension
 conformance: install  ## transformers' own model tests on fastbert's classes
 	$(BIN)/python conformance/run.py
 
-bench: install  ## patched against stock transformers on this machine; the README's table is its output
+bench: RESULTS ?= .out/bench.json
+bench: install  ## measure on this machine, against PyTorch and transformers, into RESULTS
 	$(BIN)/python -m pytest bench --benchmark --results $(RESULTS)
+
+roof: install  ## this machine's ceilings only
+	$(BIN)/python -m pytest bench/bench_roof.py --benchmark --results .out/roof.json
+
+report: install  ## the README's tables, and a page with pictures for every run in bench/results
+	$(BIN)/python -m bench report
+
+# For a machine with a GPU, where nothing can be fetched: from a bare checkout, with the Python that is there.
+gpu: RESULTS ?= .out/gpu
+gpu:  ## GPU tests, ceilings, kernels, models, the most important first, into the folder RESULTS, within BUDGET_S
+	$(PYTHON) -m bench gpu --results $(RESULTS) --budget $(BUDGET_S)
+
+tune: RESULTS ?= .out/tune
+tune:  ## which tiles the kernels should take on this GPU, likewise
+	$(PYTHON) -m bench tune --results $(RESULTS) --budget $(BUDGET_S)
+
+gpu-rehearsal: install  ## both on a CPU with tiny cases: no typo waits for the GPU
+	$(BIN)/python -m bench gpu --device cpu --smallest --results .out/gpu-rehearsal --budget 240
+	$(BIN)/python -m bench tune --device cpu --smallest --results .out/gpu-rehearsal --budget 240
 
 codegen: install  ## what every kernel compiles to on every chip; needs no GPU
 	$(BIN)/python -m bench.codegen

@@ -56,8 +56,7 @@ class CudaClock:
     """Events on the current stream, between flushes of the L2 cache."""
 
     def __init__(self) -> None:
-        cache = torch.cuda.get_device_properties().L2_cache_size
-        self._flush = torch.empty(2 * max(cache, 32 << 20), dtype=torch.int8, device="cuda")
+        self._flush = torch.empty(2 * max(_cache(), 32 << 20), dtype=torch.int8, device="cuda")
 
     def times(self, run: Step, seconds: float, steps: int = 1) -> list[float]:
         """Seconds of one of the steps that `run` does, for each round.
@@ -105,8 +104,7 @@ def captured(steps: Sequence[Step]) -> Step:
 
 def sets_of_inputs(a_set: int) -> int:
     """How many sets of inputs of so many bytes are three times as large as the L2 cache, at most eight."""
-    cache = torch.cuda.get_device_properties().L2_cache_size
-    return max(1, min(8, -(-3 * cache // max(1, a_set))))
+    return max(1, min(8, -(-3 * _cache() // max(1, a_set))))
 
 
 @contextmanager
@@ -119,6 +117,10 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _cache() -> int:
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
 
 def _event() -> torch.cuda.Event:

@@ -22,7 +22,7 @@ from bench.record import Recorder, Run
 from bench.table import terminal_table
 
 SECONDS = {"cpu": 0.5, "cuda": 0.15}  # that a provider of a case is timed
-FIRST = ("bench_roof", "bench_attention", "bench_layer_norm", "bench_ffn", "bench_cross_entropy", "bench_embedding")
+ORDER = ("roof", "attention", "layer_norm", "ffn", "cross_entropy", "embedding", "model", "breakdown", "memory")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,17 +63,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", cases, ids=lambda case: " ".join(str(value) for value in case.values()))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The most important first: this machine's ceilings, then what there are goals for, then the rest."""
     if not config.getoption("--benchmark"):
         return
 
-    def rank(item: pytest.Item) -> tuple[bool, bool]:
-        return item.get_closest_marker("goal") is None, item.path.stem != "bench_roof"
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.stem.removeprefix("bench_")
+        return item.get_closest_marker("goal") is None, ORDER.index(name) if name in ORDER else len(ORDER)
 
     items.sort(key=rank)
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=replay))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    recorder = session.config.stash.get(_RECORDER, None)
+    if recorder is not None:
+        recorder.run.write(recorder.path)
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def _bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture | None) -
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     recorder = session.config.stash.get(_RECORDER, None)
-    if recorder is None or not recorder.run.rows:
+    if recorder is None:
         return
     stopped = session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     if stopped or session.config.stash[_BUDGET].left() <= 0:

@@ -278,7 +278,7 @@ def _row(content: dict[str, Any]) -> Row:
 def _machine(device: str) -> dict[str, Any]:
     machine: dict[str, Any] = {"cpu": _cpu(), "threads": torch.get_num_threads(), "gpu": None}
     if device == "cuda":
-        properties = torch.cuda.get_device_properties()
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         machine |= {
             "gpu": properties.name,
             "capability": [properties.major, properties.minor],

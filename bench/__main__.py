@@ -1,0 +1,55 @@
+"""python -m bench compare | report | gpu | tune"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+Results = Annotated[Path, typer.Option(help="folder for what is written")]
+Budget = Annotated[float, typer.Option(help="seconds in all")]
+Device = Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal")]
+Smallest = Annotated[bool, typer.Option("--smallest", help="only the smallest cases")]
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@app.command()
+def gpu(
+    results: Results = Path(".out/gpu"), budget: Budget = 540, device: Device = HERE, smallest: Smallest = False
+) -> None:
+    """Tests, ceilings, kernels, models, the most important first."""
+    from bench.gpu import main
+
+    raise typer.Exit(main(device=device, results=results, budget=budget, smallest=smallest))
+
+
+@app.command()
+def tune(
+    results: Results = Path(".out/tune"), budget: Budget = 540, device: Device = HERE, smallest: Smallest = False
+) -> None:
+    """Which tiles the kernels should take."""
+    from bench.tune import main
+
+    raise typer.Exit(main(device=device, results=results, budget=budget, smallest=smallest))
+
+
+@app.command()
+def report() -> None:
+    """The README's tables, and pages and pictures of all runs in bench/results."""
+    from bench.report import main
+
+    raise typer.Exit(main())
+
+
+@app.command()
+def compare(before: Path, after: Path) -> None:
+    """What moved beyond its spread from one run to another."""
+    from bench.compare import main
+
+    raise typer.Exit(main(before, after))
+
+
+if __name__ == "__main__":
+    app()
