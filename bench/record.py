@@ -272,7 +272,7 @@ def _row(content: dict[str, Any]) -> Row:
     work = content.pop("work", {})
     work["products"] = tuple(tuple(product) for product in work.get("products", ()))
     timings = {name: Timing(**timing) for name, timing in content.pop("timings", {}).items()}
-    return Row(**content, work=Work(**work), timings=timings)
+    return Row(**{"case": {}, **content}, work=Work(**work), timings=timings)
 
 
 def _machine(device: str) -> dict[str, Any]:
