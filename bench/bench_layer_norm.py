@@ -50,6 +50,7 @@ def _providers(bench: Bench, dropout_p: float) -> dict[str, Provider]:
     providers = {"PyTorch": Provider(partial(eager, dropout_p=dropout_p))}
     if bench.compiles:
         providers["torch.compile"] = Provider(compiled(partial(eager, dropout_p=dropout_p), dynamic=False))
+    if bench.device == "cuda":
         providers["Liger"] = Provider(partial(liger_layer_norm, dropout_p=dropout_p))
     return providers | {OURS: Provider(partial(fast, dropout_p=dropout_p))}
 

@@ -108,7 +108,7 @@ class Bench:
         exact: Callable[..., Tensor],
         check: Mapping[str, Provider] | None = None,
     ) -> Row:
-        """One pass of an operator: case["pass"] is "forward", without gradients, or "backward", alone.
+        """One pass of an operator: case["pass"] is "forward", without gradients, "backward", alone, or "both".
 
         Args:
             inputs: a fresh set of random inputs, on the bench's device and in case["dtype"].
@@ -253,18 +253,21 @@ def _own(provider: Provider, inputs: Inputs, grad: bool) -> tuple[Tensor, ...]:
 
 
 def _step(provider: Provider, inputs: Inputs, dy: Tensor, pass_: str) -> Step:
-    """The forward without gradients; or the backward alone, of a forward that is done before."""
-    leaves = _own(provider, inputs, pass_ == "backward")
+    leaves = _own(provider, inputs, pass_ != "forward")
+    own_dy = provider.prepare(dy) if dy.ndim else dy
+
+    def forward() -> Tensor:
+        return provider.function(*leaves, *inputs.rest)
+
+    def gradients(y: Tensor, keep: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, leaves, own_dy.to(y.dtype), retain_graph=keep)
+
     if pass_ == "forward":
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return provider.function(*leaves, *inputs.rest)
-
-        return forward
-    y = provider.function(*leaves, *inputs.rest)
-    own_dy = provider.prepare(dy) if dy.ndim else dy.to(y.dtype)
-    return lambda: torch.autograd.grad(y, leaves, own_dy, retain_graph=True)
+        return torch.no_grad()(forward)
+    if pass_ == "both":
+        return lambda: gradients(forward(), keep=False)
+    y = forward()
+    return lambda: gradients(y, keep=True)
 
 
 def _finished(provider: Provider, inputs: Inputs, dy: Tensor, pass_: str) -> tuple[Tensor, ...]:

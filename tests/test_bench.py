@@ -84,11 +84,11 @@ def measure(bench: Bench, case: dict[str, Any] = CASE, **functions: Callable[[Te
     return bench.operator("double", case, providers, ones, Work(bytes=160), exact=double)
 
 
-@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("pass_", ["forward", "backward", "both"])
 @pytest.mark.parametrize("wrong", [wrong_in_one_place, not_a_number])
 def test_a_wrong_provider_is_reported_and_not_timed(wrong: Any, pass_: str, tmp_path: Path) -> None:
     bench = make_bench(tmp_path / "run.json")
-    if wrong is not_a_number and pass_ == "backward":
+    if wrong is not_a_number and pass_ != "forward":
         wrong = partial(torch.pow, exponent=2.5)
     with pytest.raises(AssertionError, match="rival"):
         measure(bench, CASE | {"pass": pass_}, fastbert=double, rival=wrong, other=double)
