@@ -207,7 +207,7 @@ def make_step(
     case: dict[str, Any], model: PreTrainedModel, batch: Batch, call: Callable[..., Any] | None = None
 ) -> Callable[[], Any]:
     """Inference: the last hidden state. Training: a whole optimizer step, and its loss."""
-    call = call or model
+    call = model if call is None else call
     if case["step"] == "inference":
 
         def inference() -> Tensor:

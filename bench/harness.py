@@ -18,6 +18,7 @@ from bench.record import OURS, Recorder, Row, Timing, Work
 
 Step = clock.Step
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}  # of the largest value that is expected
+OTHERS = 8  # times as much: PyTorch adds up a bias's gradient in bfloat16 on a CPU, and is off by 0.15
 
 
 class NotApplicableError(Exception):
@@ -129,14 +130,13 @@ class Bench:
             a_set = sum(t.nbytes for t in (*first.leaves, *first.rest) if isinstance(t, Tensor))
             more = [inputs() for _ in range(clock.sets_of_inputs(a_set + dy.nbytes) - 1)]
 
-        def ready(provider: Provider, checked: Provider) -> Ready:
-            results = _finished(checked, first, dy, pass_)
-            why = disagreement(results, expected, TOLERANCE[dtype])
+        def ready(name: str) -> Ready:
+            provider = providers[name]
+            results = _finished((check or providers)[name], first, dy, pass_)
+            why = disagreement(results, expected, TOLERANCE[dtype] * (1 if name == OURS else OTHERS))
             return Ready([_step(provider, them, dy, pass_) for them in (first, *more)], why, provider.graph)
 
-        checks = providers if check is None else check
-        plans = {name: partial(ready, provider, checks[name]) for name, provider in providers.items()}
-        return self.steps(bench, case, plans, work)
+        return self.steps(bench, case, {name: partial(ready, name) for name in providers}, work)
 
     def steps(
         self, bench: str, case: Mapping[str, Any], providers: Mapping[str, Callable[[], Ready]], work: Work
