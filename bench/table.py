@@ -33,7 +33,7 @@ def terminal_table(run: Run) -> str:
         name = OURS if OURS in row.timings else next(iter(row.timings))
         timing = row.timings[name]
         share = roof.share(row, name) if row.bench != "roof" else None
-        rivals = [other for other in row.timings if not other.startswith(OURS)] if name == OURS else []
+        rivals = [other for other in row.timings if not other.startswith((OURS, "reference"))] if name == OURS else []
         best = min(rivals, key=lambda other: row.timings[other].median, default=None)
         lines.append(
             (

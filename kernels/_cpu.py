@@ -19,10 +19,18 @@ except ImportError:  # a bare checkout: right, but slower
     _C = None  # type: ignore[assignment]
 
 
+CHUNK = 1 << 19  # elements of features that are worked on at a time
+
+
 def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
     """Drop elements of features, (M, N), or of scores, (heads, rows, cols), in place, and scale what is kept."""
+    return _drop_(x, _dropped(x, first_row, dropout_p, seed, stream), dropout_p)
+
+
+def _dropped(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor | None:
+    """Which elements are dropped, like x; None for none."""
     if dropout_p == 0:
-        return x
+        return None
     assert seed is not None
     scores = x.ndim == 3
     heads, rows, cols = x.shape if scores else (1, *x.shape)
@@ -31,22 +39,32 @@ def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, s
     else:
         threshold = reference.drop_threshold(dropout_p)
         keep = torch.from_numpy(_C.keep_mask(heads, first_row, rows, cols, threshold, int(seed), stream, scores))
-    return x.mul_(reference.keep_scale(dropout_p)).masked_fill_(keep.view(x.shape).logical_not_(), 0.0)
+    return keep.view(x.shape).logical_not_()
+
+
+def _drop_(x: Tensor, dropped: Tensor | None, dropout_p: float) -> Tensor:
+    return x if dropped is None else x.mul_(reference.keep_scale(dropout_p)).masked_fill_(dropped, 0.0)
+
+
+def _row_chunks(x: Tensor) -> list[slice]:
+    """Rows whose wide intermediate results stay in the cache; what is allocated once is not mapped again each time."""
+    M, N = x.shape
+    rows = max(1, CHUNK // N)
+    return [slice(start, start + rows) for start in range(0, M, rows)]
 
 
 def _before_norm(
-    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropout_p: float, seed: Tensor | None, stream: int
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropped: Tensor | None, dropout_p: float
 ) -> Tensor:
+    """h of some rows, in x_bias's and the statistics' dtype."""
     wide = reference.accumulator(x)
-    h = x if x.dtype == wide else x.to(wide)  # adding in one dtype is several times faster than adding mixed ones
+    h = x.to(wide, copy=True)
     if x_bias is not None:
-        h = h + (x_bias if x_bias.dtype == wide else x_bias.to(wide))
-    if dropout_p > 0:
-        h = dropout_(h.clone() if h is x else h, 0, dropout_p, seed, stream)
-    if residual is None:
-        return h
-    residual = residual if residual.dtype == wide else residual.to(wide)
-    return h + residual if h is x else h.add_(residual)
+        h.add_(x_bias)
+    _drop_(h, dropped, dropout_p)
+    if residual is not None:
+        h.add_(residual.to(wide))  # adding in one dtype is faster than adding mixed ones
+    return h
 
 
 def layer_norm(
@@ -60,12 +78,16 @@ def layer_norm(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    h = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
-    if weight.dtype != h.dtype:
-        weight, bias = weight.to(h.dtype), bias.to(h.dtype)
-    y, mean, rstd = torch.native_layer_norm(h, h.shape[1:], weight, bias, eps)
-    dtype = x.dtype if residual is None else residual.dtype
-    return y if y.dtype == dtype else y.to(dtype), mean.view(-1), rstd.view(-1)
+    wide = reference.accumulator(x)
+    y = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
+    mean, rstd = (x.new_empty(x.shape[0], 1, dtype=wide) for _ in range(2))
+    x_bias = x_bias if x_bias is None else x_bias.to(wide)
+    weight, bias = weight.to(wide), bias.to(wide)
+    for rows in _row_chunks(x):
+        dropped = _dropped(x[rows], rows.start, dropout_p, seed, stream)
+        h = _before_norm(x[rows], x_bias, None if residual is None else residual[rows], dropped, dropout_p)
+        y[rows], mean[rows], rstd[rows] = torch.native_layer_norm(h, h.shape[1:], weight, bias, eps)
+    return y, mean.view(-1), rstd.view(-1)
 
 
 def layer_norm_backward(
@@ -80,18 +102,31 @@ def layer_norm_backward(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    h = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
-    stats = mean.view(-1, 1), rstd.view(-1, 1)
-    dh, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        dy.to(h.dtype), h, [h.shape[-1]], *stats, weight.to(h.dtype), weight.to(h.dtype), [True, True, True]
-    )
+    N, wide = x.shape[1], reference.accumulator(x)
     same = residual is None or (dropout_p == 0 and residual.dtype == x.dtype)
-    dresidual = x.new_empty(0) if same or residual is None else dh.to(residual.dtype, copy=True)
-    dx = dropout_(dh, 0, dropout_p, seed, stream)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dresidual = x.new_empty(0) if same or residual is None else residual.new_empty(residual.shape)
+    dx_bias, dweight, dbias = (x.new_zeros(N, dtype=wide) for _ in range(3))
+    stats = mean.view(-1, 1), rstd.view(-1, 1)
+    wide_bias, wide_weight = x_bias if x_bias is None else x_bias.to(wide), weight.to(wide)
+    for rows in _row_chunks(x):
+        dropped = _dropped(x[rows], rows.start, dropout_p, seed, stream)
+        h = _before_norm(x[rows], wide_bias, None if residual is None else residual[rows], dropped, dropout_p)
+        dh, *sums = torch.ops.aten.native_layer_norm_backward(
+            dy[rows].to(wide), h, [N], *(t[rows] for t in stats), wide_weight, wide_weight, [True, True, True]
+        )
+        dweight += sums[0]
+        dbias += sums[1]
+        if dresidual.numel():
+            dresidual[rows] = dh
+        _drop_(dh, dropped, dropout_p)
+        if x_bias is not None:
+            dx_bias += dh.sum(0)
+        dx[rows] = dh
     return (
-        dx.to(x.dtype),
+        dx,
         dresidual,
-        x.new_empty(0) if x_bias is None else dx.sum(0).to(x_bias.dtype),
+        x.new_empty(0) if x_bias is None else dx_bias.to(x_bias.dtype),
         dweight.to(weight.dtype),
         dbias.to(weight.dtype),
     )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
+from fastbert.kernels import _cpu
 from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from tests.oracle import assert_accurate, assert_operator_accurate, far_rows, to_float64
 
@@ -61,6 +62,16 @@ def test_accuracy(M: int, N: int, dtype: torch.dtype, parts: str, dropout_p: flo
         for actual, n, e in zip((dx, dresidual, *rest), naive, (exact[0], exact[0], *exact[2:]), strict=True):
             assert_accurate(actual, n, e, factor=4.0)
         return
+    assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("parts", ["all", "mixed"])
+def test_rows_in_chunks(dtype: torch.dtype, parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CPU takes them: 33 rows, five at a time."""
+    monkeypatch.setattr(_cpu, "CHUNK", 5 * 96)
+    assert_operator_accurate(layer_norm_fwd, reference.layer_norm, _forward_inputs(33, 96, dtype, "cpu", parts, 0.1))
+    backward = _backward_inputs(33, 96, dtype, "cpu", parts, 0.1)
     assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
 
 
