@@ -66,7 +66,7 @@ CASES = {
         case_of("MiniLM", "inference", 16, 384, "squad", "float32"),
         case_of("MiniLM", "inference", 16, 384, "squad", "bfloat16"),
         case_of("MiniLM", "inference", 16, 512, "wikipedia", "float32"),
-        *(case_of("MiniLM", "inference", 16, S, "full", "float32") for S in (128, 384)),
+        *(case_of("MiniLM", "inference", 16, S, "full", "float32") for S in (128, 384, 512)),
         *(case_of("MiniLM", "inference", batch, 128, "full", "float32") for batch in (1, 8)),
         case_of("base", "inference", 8, 384, "squad", "float32"),
         case_of("base", "inference", 8, 384, "squad", "bfloat16"),

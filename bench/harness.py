@@ -218,6 +218,7 @@ class Bench:
         if name is None:
             benchmark.pedantic(lambda: None)  # disabled: it was not forgotten
             return
+        benchmark.group = row.bench
         replay.load(times[name])
         benchmark.extra_info.update(row.case, provider=name)
         benchmark.extra_info.update({other: timing.median for other, timing in row.timings.items()})
