@@ -99,9 +99,14 @@ def on_gpu(step: Callable[[], Any]) -> dict[str, float]:
         for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
-    kernels = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
-    parts = _parts((event.name, event.time_range.elapsed_us() * 1e-6) for event in kernels)
-    parts[GAPS] = idle([(event.time_range.start, event.time_range.end) for event in kernels]) * 1e-6
+    return parts_of_kernels(profiled.events())
+
+
+def parts_of_kernels(events: Iterable[Any]) -> dict[str, float]:
+    """Seconds of each part of one of STEPS, from the profiler's events: those of kernels, without annotations."""
+    kernels = [it for it in events if it.device_type == DeviceType.CUDA and not it.is_user_annotation]
+    parts = _parts((it.name, it.time_range.elapsed_us() * 1e-6) for it in kernels)
+    parts[GAPS] = idle([(it.time_range.start, it.time_range.end) for it in kernels]) * 1e-6
     return {part: seconds / STEPS for part, seconds in parts.items()}
 
 

@@ -17,13 +17,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import Interval
 
 from bench import clock, gpu
-from bench.bench_breakdown import idle, part_of
+from bench.bench_breakdown import STEPS, idle, part_of, parts_of_kernels
 from bench.harness import Bench, Inputs, NotApplicableError, Provider, Ready, disagreement
 from bench.record import OURS, Recorder, Roof, Row, Run, Timing, Work, speedup
+from bench.rivals import installed, math_attention, sdpa_backends
 from bench.shapes import batch_of, tokens_of
 from bench.table import duration, rate, terminal_table
+from fastbert.packing import Packing
 
 ROOT = Path(__file__).parents[1]
 CASE = {"pass": "forward", "dtype": "float32"}
@@ -337,6 +341,51 @@ def test_parts_of_a_step(name: str, part: str) -> None:
 def test_gaps_are_where_nothing_runs() -> None:
     assert idle([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (2.0, 2.5)]) == 2.0
     assert idle([]) == 0.0
+
+
+def test_parts_of_kernels_are_those_of_a_gpu_without_annotations() -> None:
+    def event(name: str, start: float, end: float, device: DeviceType, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name, time_range=Interval(start, end), device_type=device, is_user_annotation=annotation
+        )
+
+    parts = parts_of_kernels(
+        [
+            event("aten::mm", 0, 90, DeviceType.CPU),
+            event("Optimizer.step#AdamW.step", 0, 90, DeviceType.CUDA, annotation=True),
+            event("nvjet_hsh_128x256", 10, 40, DeviceType.CUDA),
+            event("_attention_fwd_kernel", 46, 52, DeviceType.CUDA),
+        ]
+    )
+    seconds = {part: s * STEPS for part, s in parts.items() if s}
+    assert seconds == {
+        "matrix products": pytest.approx(30e-6),
+        "attention": pytest.approx(6e-6),
+        "gaps": pytest.approx(6e-6),
+    }
+
+
+def test_backends_that_pytorch_is_asked_for() -> None:
+    full, mixed = Packing.full(2, 8, "cpu"), Packing.from_lengths([8, 3])
+    for packing in (full, mixed):
+        providers = sdpa_backends(packing, 0.0, "cuda")
+        assert list(providers) == ["SDPA flash", "SDPA efficient", "SDPA cuDNN"]
+        flash = providers["SDPA flash"]
+        q, k, v = torch.randn(3, packing.tokens, 2, 16)
+        arguments = [flash.prepare(t) for t in (q, k, v)]
+        if packing is mixed:
+            with pytest.raises(NotApplicableError, match="mask"):
+                flash.function(*arguments)
+            continue
+        expected = math_attention(*arguments, mask=None, dropout_p=0.0)
+        torch.testing.assert_close(flash.function(*arguments), expected)
+        torch.testing.assert_close(flash.finish(expected).unflatten(0, (2, 8)).transpose(1, 2), expected)
+
+
+def test_what_is_not_installed_says_so() -> None:
+    with pytest.raises(NotApplicableError, match=r"flash_attn\.nothing is not here"):
+        installed("flash_attn", "nothing")
+    assert installed("math", "sqrt")(4.0) == 2.0
 
 
 def pytest_bench(*arguments: str, **options: Any) -> subprocess.Popen[str]:
