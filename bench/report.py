@@ -6,6 +6,7 @@ All of it is made from result files (`bench/record.py`) and from nothing else; t
 import io
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count, product
 from pathlib import Path
@@ -344,7 +345,7 @@ def headline(run: Run) -> Figure | None:
     _finish_bars([ax], labels, room=1.15)
     ax.set_xlabel("tokens a second, relative to transformers SDPA (the line)")
     handles = [Patch(color=ACCENT, label=OURS), Patch(color=SKY, label=f"{SDPA}, torch.compile")]
-    title = f"How many times as fast as transformers (SDPA)\non {run.name}, {run.date}"
+    title = "How many times as fast as transformers (SDPA)\n" + textwrap.fill(f"on {run.name}, {run.date}", 68)
     _legend(figure, title, handles[: 1 + any(map(fastest_compiled, rows))])
     return figure
 
@@ -364,7 +365,7 @@ def tokens(run: Run) -> Figure | None:
         return None
     models = [model for model in MODELS if any(key[0] == model for key in panels)]
     kinds = sorted({kind for _, kind in panels}, key=lambda kind: (kind[1], kind[0]))
-    size = 1 + 3 * max(2, len(kinds)), 1.6 + 2.3 * len(models)
+    size = 1.6 + 3 * max(2, len(kinds)), 1.6 + 2.3 * len(models)
     figure, axes = _figure(run, *size, rows=len(models), columns=len(kinds))
     for (i, model), (j, (step, S)) in product(enumerate(models), enumerate(kinds)):
         of = panels.get((model, (step, S)), {})
@@ -456,7 +457,8 @@ def roofline(run: Run) -> Figure | None:
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.yaxis.set_major_formatter(EngFormatter("FLOP/s"))
     ax.grid()
-    marks = [(name, colour, "o") for bench, (name, colour) in KERNELS.items() if any(bench == row[0] for row in rows)]
+    present = {row.bench for _, row in rows}
+    marks = [(*KERNELS[bench], "o") for bench in KERNELS if bench in present]
     marks += [("forward", INK, "^"), ("backward, or both", INK, "v")]
     handles = [Line2D([], [], color=colour, marker=marker, ls="", label=name) for name, colour, marker in marks]
     _legend(figure, f"fastbert's kernels under the measured roof, {_dtype(found)}", handles, columns=len(handles))
@@ -509,7 +511,7 @@ def _figure(
     """A figure that says at its foot what was measured, and its axes."""
     figure = Figure((width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    figure.supxlabel(_where(run), x=0.01, ha="left", color=GREY, fontsize=7.5)
+    figure.supxlabel(textwrap.fill(_where(run), int(15 * width)), x=0.01, ha="left", color=GREY, fontsize=7.5)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

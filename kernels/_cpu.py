@@ -58,9 +58,12 @@ def _before_norm(
 ) -> Tensor:
     """h of some rows, in x_bias's and the statistics' dtype."""
     wide = reference.accumulator(x)
-    h = x.to(wide, copy=True)
-    if x_bias is not None:
-        h.add_(x_bias)
+    if x_bias is not None and x.dtype == wide:
+        h = x + x_bias
+    else:
+        h = x.to(wide, copy=True)
+        if x_bias is not None:
+            h.add_(x_bias)
     _drop_(h, dropped, dropout_p)
     if residual is not None:
         h.add_(residual.to(wide))  # adding in one dtype is faster than adding mixed ones
