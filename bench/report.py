@@ -345,7 +345,7 @@ def headline(run: Run) -> Figure | None:
     _finish_bars([ax], labels, room=1.15)
     ax.set_xlabel("tokens a second, relative to transformers SDPA (the line)")
     handles = [Patch(color=ACCENT, label=OURS), Patch(color=SKY, label=f"{SDPA}, torch.compile")]
-    title = "How many times as fast as transformers (SDPA)\n" + textwrap.fill(f"on {run.name}, {run.date}", 68)
+    title = "How many times as fast as transformers (SDPA)\n" + textwrap.fill(f"on {run.name}, {run.date}", 72)
     _legend(figure, title, handles[: 1 + any(map(fastest_compiled, rows))])
     return figure
 

@@ -215,6 +215,13 @@ def test_a_marker_that_is_missing(lost: str, tmp_path: Path) -> None:
     assert readme.read_text() == README.replace(lost, "")
 
 
+def test_a_section_that_does_not_end_takes_no_other_with_it() -> None:
+    text = "<!-- report: a -->\nmine\n<!-- report: b -->\n<!-- /report -->\n"
+    assert report.put(text, "b", "new\n") == text.replace("b -->\n", "b -->\nnew\n")
+    with pytest.raises(ValueError, match="report: a -->"):
+        report.put(text, "a", "new\n")
+
+
 def test_the_latest_gpu_comes_first(tmp_path: Path) -> None:
     rows = [model_row({SDPA: 1.0, OURS: 1.0})]
     text = write_report(
@@ -261,7 +268,7 @@ def test_the_usual_dtype_is_told() -> None:
 def test_what_to_be_careful_about_is_said(tmp_path: Path) -> None:
     tests = {"status": 1, "failed": ["FAILED tests/test_x.py::test_y"], "summary": "1 failed, 3 passed in 2.0s"}
     failed = Row("attention", {"pass": "forward"}, failures={OURS: "wrong: off by 1e0"})
-    rows = [model_row({SDPA: 1.0, OURS: 1.0}), failed]
+    rows = [model_row({SDPA: 1.0, OURS: 1.0}), failed, Row("ffn", {}, failures={"Liger": "is not here"})]
     text = write_report(tmp_path, here=empty_run(tests=tests, complete=False, rows=rows))
     assert "**Not all tests passed: 1 failed, 3 passed in 2.0s.** **The run was cut short.**" in text
     assert "**fastbert has no time in 1 cases.**" in text
@@ -280,20 +287,17 @@ def small_run() -> Run:
     """A copy at 4 GB/s, products at 2 TFLOP/s; LayerNorm at a half of it, attention at a quarter."""
     norm = {"pass": "forward", "tokens": 10, "hidden": 384, "dtype": "float32", "dropout": 0.0}
     square = {"what": "product", "pass": "square", "tokens": 10, "in": 10, "out": 10, "dtype": "float32"}
-    attention = {"pass": "forward", "tokens": 10, "heads": 2, "head_dim": 32, "lengths": "128", "dtype": "float32"}
-    return empty_run(
-        rows=[
-            Row("roof", {"what": "copy", "bytes": 2}, Work(bytes=4_000_000_000), {"PyTorch": timing(1.0)}),
-            Row("roof", square, Work(flops=10**12), {"PyTorch": timing(0.5)}),
-            Row("layer_norm", norm, Work(bytes=10**9), {"PyTorch": timing(1.0), OURS: timing(0.5, 0.1, 12_000_000)}),
-            Row(
-                "layer_norm", norm | {"hidden": 768}, Work(bytes=10**9), {"PyTorch": timing(1.0)}, {OURS: "wrong: off"}
-            ),
-            Row(
-                "attention", attention, Work(10**9, 10**12), {"SDPA": timing(1.0), OURS: timing(2.0)}, {"new": "absent"}
-            ),
-        ]
-    )
+    attention = {"pass": "backward", "tokens": 10, "heads": 2, "head_dim": 32, "lengths": "128", "dtype": "float32"}
+    stock, copy, products = {"PyTorch": timing(1.0)}, Work(bytes=4 * 10**9), Work(flops=10**12)
+    others = {"PyTorch": timing(3.0), "SDPA": timing(1.0)}
+    rows = [
+        Row("roof", {"what": "copy", "bytes": 2}, copy, stock),
+        Row("roof", square, products, {"PyTorch": timing(0.5)}),
+        Row("layer_norm", norm, Work(bytes=10**9), {**stock, OURS: timing(0.5, 0.1, 12_000_000)}),
+        Row("layer_norm", norm | {"hidden": 768}, Work(bytes=10**9), stock, {OURS: "wrong: off"}),
+        Row("attention", attention, Work(10**9, 10**12), {**others, OURS: timing(2.0)}, {"new": "absent"}),
+    ]
+    return empty_run(rows=rows)
 
 
 def test_a_page_has_times_rates_shares_and_failures(tmp_path: Path) -> None:
@@ -306,9 +310,10 @@ def test_a_page_has_times_rates_shares_and_failures(tmp_path: Path) -> None:
     assert f"| 768 |  |  | none, see below | {stock} |" in lines
     assert "- fastbert has no time in 1 of 2 cases: `wrong: off` (layer_norm forward 10 768 float32 0.0)" in lines
     slower = "**2 s**<br>1.96 s to 2.04 s"
-    assert f"| 500 GFLOP/s | 25% | {slower} | {stock}<br>0.50 x | none, see below |" in lines
-    assert "- new has no time in 1 of 1 cases: `absent` (attention forward 10 2 32 128 float32)" in lines
-    assert any(line.startswith("| copy | 2 |") and "| 4 GB/s |" in line for line in lines)
+    slowest = "**3 s**<br>2.94 s to 3.06 s<br>1.50 x"
+    assert f"| 500 GFLOP/s | 25% | {slower} | {slowest} | {stock}<br>0.50 x | none, see below |" in lines
+    assert "- new has no time in 1 of 1 cases: `absent` (attention backward 10 2 32 128 float32)" in lines
+    assert any(line.startswith("| copy | 2 |") and "| 4 GB/s |  | **1 s**" in line for line in lines)
     assert f"| cpu | {CPU} |" in lines
 
 
@@ -377,6 +382,7 @@ def test_points_of_the_roofline() -> None:
         figure = report.roofline(small_run())
     assert figure is not None
     *points, roof = figure.axes[0].lines
+    assert [line.get_marker() for line in points] == ["v", "^"]  # backward, forward
     (x_attention, y_attention), (x_norm, y_norm) = ([float(v) for v in line.get_xydata()[0]] for line in points)
     assert (x_attention, y_attention) == (1000.0, 5e11)
     (legend,) = figure.legends
@@ -393,6 +399,23 @@ def test_points_of_the_roofline() -> None:
 def test_the_intensity_of_plain_products() -> None:
     work = Work(flops=2 * 2 * 3 * 5, products=(("forward", 2, 3, 5),))
     assert report._intensity(Row("ffn", {"dtype": "bfloat16"}, work)) == 60 / (2 * (6 + 15 + 10))
+
+
+def test_of_a_kernel_the_largest_case_is_drawn() -> None:
+    case = {"pass": "forward", "tokens": 64, "hidden": 768, "dtype": "float32", "dropout": 0.1}
+    changes = [
+        {},
+        {"tokens": 32},
+        {"dropout": 0.0},
+        {"dtype": "bfloat16", "tokens": 128},
+        {"hidden": 1024, "tokens": 9},
+    ]
+    rows = [Row("layer_norm", case | change, Work(bytes=1), {OURS: timing(1.0)}) for change in changes]
+    rows.append(Row("layer_norm", case | {"tokens": 256}, Work(bytes=1), {"PyTorch": timing(1.0)}, {OURS: "wrong"}))
+    for ordered in (rows, rows[::-1]):
+        found = report.kernels(empty_run(rows=ordered))
+        assert list(found) == [("layer_norm", "768"), ("layer_norm", "1024")]
+        assert found["layer_norm", "768"]["forward"].case == case
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"])
@@ -426,14 +449,14 @@ def drawn_texts(figure: Figure) -> list[Text]:
 
 
 def illegible(figure: Figure) -> list[str]:
-    """Texts that overlap, or leave the figure."""
+    """Texts that overlap, or leave the figure, or the axes that they annotate."""
     FigureCanvasAgg(figure).draw()
     boxes = {text: Text.get_window_extent(text).padded(-0.5) for text in drawn_texts(figure)}  # without arrows
-    whole = figure.bbox.padded(1)
+    within = {text: figure.bbox for text in boxes} | {text: ax.bbox for ax in figure.axes for text in ax.texts}
     found = [
-        f"{t.get_text()!r} leaves"
-        for t, box in boxes.items()
-        if not (whole.contains(*box.min) and whole.contains(*box.max))
+        f"{text.get_text()!r} leaves"
+        for text, box in boxes.items()
+        if not all(within[text].padded(1).contains(*corner) for corner in (box.min, box.max))
     ]
     found += [f"{a.get_text()!r} {b.get_text()!r}" for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])]
     return found
@@ -471,7 +494,7 @@ def test_the_check_for_covered_texts_sees_them() -> None:
         ("tokens", ["tokens/s", "tokens in a sequence", "sequences in a batch", "MiniLM-L6 inference, S = 128"]),
         ("ceiling", ["100%", "fastbert", "forward", "backward", "linear + GELU, hidden 768"]),
         ("roofline", ["copy, ", "large product, ", "attention", "LayerNorm", "linear + GELU", "cross-entropy"]),
-        ("breakdown", ["ms a step, and each part's share of the step", "matrix products", "69%", " 480 ms"]),
+        ("breakdown", ["ms a step, and each part's share of the step", "matrix products", "69%", " 480 ms", "400"]),
     ],
 )
 def test_what_a_picture_says(name: str, expected: list[str], dense: Run, pictures: dict[str, Figure]) -> None:
@@ -497,7 +520,7 @@ def test_bars_are_as_long_as_their_texts_say() -> None:
     assert bars(figure) == [("4.00 x", 4.0), ("1.25 x", 1.25)]
     figure = report.ceiling(small_run())
     assert figure is not None
-    assert bars(figure) == [("25%", 0.25), ("50% SDPA", 0.5), ("50%", 0.5), ("25% PyTorch", 0.25)]
+    assert bars(figure) == [("50%", 0.5), ("25% PyTorch", 0.25), ("25%", 0.25), ("50% SDPA", 0.5)]
 
 
 def test_rates_are_drawn_against_length_and_batch() -> None:
@@ -505,7 +528,7 @@ def test_rates_are_drawn_against_length_and_batch() -> None:
         model_row({OURS: 1.0}, tokens=n, lengths="full", S=S, batch=1) for S, n in ((512, 40), (128, 10), (384, 30))
     ]
     rows += [model_row({OURS: 2.0}, tokens=n, lengths="full", S=128, batch=n // 10) for n in (20, 80)]
-    figure = report.tokens(empty_run(rows=rows))
+    figure = report.tokens(empty_run(rows=rows[::-1]))
     assert figure is not None
     length, batch = ([tuple(map(float, point)) for point in ax.lines[0].get_xydata()] for ax in figure.axes)
     assert length == [(128, 40), (384, 30), (512, 40)]  # of 128 the largest batch
