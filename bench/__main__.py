@@ -48,7 +48,11 @@ def compare(before: Path, after: Path) -> None:
     """What moved beyond its spread from one run to another."""
     from bench.compare import main
 
-    raise typer.Exit(main(before, after))
+    try:
+        raise typer.Exit(main(before, after))
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":
