@@ -187,7 +187,7 @@ def origin(run: Run, link: str) -> str:
     if not run.complete:
         line += " **The run was cut short.**"
     if failed := sum(OURS in row.failures for row in run.rows):
-        line += f" **fastbert has no time in {failed} cases.**"
+        line += f" **fastbert has no time in {failed} of {len(run.rows)} cases.**"
     return f"{line} [All tables and pictures]({link}.md), [every figure]({link}.json)."
 
 
@@ -443,16 +443,11 @@ def roofline(run: Run) -> Figure | None:
         points.append((x, y, LENGTHS.get(size, size).removesuffix(" lengths")))
     left, right = ridge / 200, 4 * max(ridge, *(x for x, *_ in points))
     ax.plot([left, ridge, right], [left * roof.copy, peak, peak], color=INK)
-    ax.annotate(
-        f"large product, {EngFormatter('FLOP/s', 0)(peak)} ",
-        (right, peak),
-        (0, 4),
-        textcoords="offset points",
-        ha="right",
-    )
-    slope = ridge / 8, peak / 8
-    ax.annotate(f"copy, {EngFormatter('B/s', 1)(roof.copy)}", slope, (-8, 4), textcoords="offset points", ha="right")
-    ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(y for _, y, _ in points) / 2, 2 * peak))
+    large, copy = EngFormatter("FLOP/s", 0)(peak), EngFormatter("B/s", 1)(roof.copy)
+    for text, part in ((f"large product, {large}", 1), (f"copy, {copy}", 8)):
+        ax.annotate(text, (ridge / part, peak / part), (-8, 4), textcoords="offset points", ha="right")
+    heights = [y for _, y, _ in points]
+    ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(heights) / 2, 2 * max(peak, *heights)))
     ax.set_xlabel("FLOP for each byte that has to move (hollow: not counted, only the distance to the line counts)")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.yaxis.set_major_formatter(EngFormatter("FLOP/s"))
