@@ -75,6 +75,6 @@ def test_linear_cross_entropy(case: dict[str, Any], bench: Bench) -> None:
         providers["torch.compile"] = Provider(compiled(labelled_rows, dynamic=False))
     if bench.device == "cuda":
         providers["Liger"] = Provider(liger, graph=False)
-    products = 1 if case["pass"] == "forward" else 3
-    work = Work(flops=2 * n * V * N * products)
+    passes = ("forward",) if case["pass"] == "forward" else ("forward", "dgrad", "wgrad")
+    work = Work(flops=2 * n * V * N * len(passes), products=tuple((name, n, N, V) for name in passes))
     bench.operator("cross_entropy", case, providers, inputs, work, exact=labelled_rows)

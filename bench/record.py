@@ -201,19 +201,18 @@ class Roof:
         self._products = {(row.case["dtype"], *row.work.products): seconds[id(row)] for row in products}
         self._rates: dict[str, float] = {}
         for row in products:
-            if row.case["pass"] == "square":
-                dtype = row.case["dtype"]
-                self._rates[dtype] = max(self._rates.get(dtype, 0.0), row.work.flops / seconds[id(row)])
+            dtype = row.case["dtype"]
+            self._rates[dtype] = max(self._rates.get(dtype, 0.0), row.work.flops / seconds[id(row)])
 
     def product(self, dtype: str) -> float | None:
-        """FLOP/s of a large square product. Under autocast products are bfloat16's."""
+        """FLOP/s of the fastest plain product: the large square one, or one of BERT's. Autocast's are bfloat16's."""
         return self._rates.get("bfloat16" if dtype == "autocast" else dtype)
 
     def seconds(self, row: Row) -> float | None:
         """The least time that a row's work takes by these ceilings, None where one is missing.
 
         By memory: its bytes at the speed of a copy. By arithmetic: its matrix products, each at the time it was
-        measured at alone; where one was not, and for all other arithmetic, FLOPs at the speed of the square product.
+        measured at alone; where one was not, and for all other arithmetic, FLOPs at the speed of the fastest product.
         """
         times: list[float] = []
         work, dtype = row.work, row.case.get("dtype", "")
@@ -239,7 +238,7 @@ class Roof:
         return None if seconds is None else seconds / row.timings[provider].median
 
     def utilisation(self, row: Row, provider: str) -> float | None:
-        """Useful FLOP/s of a model over those of the large square product: MFU against what was measured."""
+        """Useful FLOP/s of a model over those of the fastest product: MFU against what was measured."""
         rate = self.product(row.case.get("dtype", ""))
         return None if rate is None else row.work.flops / row.timings[provider].median / rate
 
