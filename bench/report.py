@@ -423,7 +423,7 @@ def ceiling(run: Run) -> Figure | None:
 
 
 def roofline(run: Run) -> Figure | None:
-    """fastbert's kernels under the measured copy and the measured large product, both axes logarithmic."""
+    """fastbert's kernels under the measured copy and the fastest measured product, both axes logarithmic."""
     found, roof = kernels(run), Roof(run)
     rows = [(size, row) for (_, size), passes in found.items() for row in passes.values()]
     rows = [(size, row) for size, row in rows if row.work.bytes or row.work.products]
@@ -444,7 +444,7 @@ def roofline(run: Run) -> Figure | None:
     left, right = ridge / 200, 4 * max(ridge, *(x for x, *_ in points))
     ax.plot([left, ridge, right], [left * roof.copy, peak, peak], color=INK)
     large, copy = EngFormatter("FLOP/s", 0)(peak), EngFormatter("B/s", 1)(roof.copy)
-    for text, part in ((f"large product, {large}", 1), (f"copy, {copy}", 8)):
+    for text, part in ((f"plain product, {large}", 1), (f"copy, {copy}", 8)):
         ax.annotate(text, (ridge / part, peak / part), (-8, 4), textcoords="offset points", ha="right")
     heights = [y for _, y, _ in points]
     ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(heights) / 2, 2 * max(peak, *heights)))

@@ -455,8 +455,7 @@ def work(*, device: str, figures: Path, until: float, smallest: bool) -> None:
             ask(question, recorder, device=device, budget=budget)
             if device == "cuda":
                 torch.cuda.empty_cache()
-    if budget.left() > 0:
-        recorder.finish()
+    recorder.finish()
 
 
 def main(*, device: str, results: Path, budget: float, smallest: bool) -> int:
@@ -479,7 +478,7 @@ def main(*, device: str, results: Path, budget: float, smallest: bool) -> int:
     while limit.left() > 0:
         before = figures.read_bytes()
         status = _work(device, figures, limit.left(), smallest)
-        if True:
+        if status == 0 or figures.read_bytes() == before:
             break
     run = Run.read(figures)
     harmless = (NO_FIT,) if limit.left() > 0 else (NO_FIT, STOPPED)
