@@ -455,7 +455,8 @@ def work(*, device: str, figures: Path, until: float, smallest: bool) -> None:
             ask(question, recorder, device=device, budget=budget)
             if device == "cuda":
                 torch.cuda.empty_cache()
-    recorder.finish()
+    if budget.left() > 0:
+        recorder.finish()
 
 
 def main(*, device: str, results: Path, budget: float, smallest: bool) -> int:
