@@ -276,7 +276,7 @@ def _name(blocks: Blocks) -> str:
 
 
 def _device(device: str) -> torch.device:
-    return torch.device(device, torch.cuda.current_device() if device == "cuda" else None)
+    return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
 def _random(*shape: int, device: str, dtype: str = "bfloat16") -> Tensor:
