@@ -19,7 +19,7 @@ except ImportError:  # a bare checkout: right, but slower
     _C = None  # type: ignore[assignment]
 
 
-CHUNK = 1 << 19  # elements of features that are worked on at a time
+CHUNK = 1 << 20  # elements of features that are worked on at a time
 
 
 def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
