@@ -59,7 +59,8 @@ LINES = {  # colour, marker, line
 }
 HOW_TO_READ = """In a cell: median; 20th to 80th percentile; how many times as fast fastbert is; memory at its peak.
 Rates count useful work only: no padding, every byte once. 100 % of the ceiling is the least time that this work takes
-at the speed of a plain copy and of plain matrix products, as measured in the same run.
+at the speed of a plain copy and of plain matrix products, as measured in the same run; for a whole model that is its
+MFU, by PyTorch's and fastbert's FLOP formulas, against the fastest product that was measured.
 """
 PARTS = {  # colour, and the colour of a text on it
     "matrix products": (BLUE, "white"),
@@ -219,6 +220,8 @@ def timings_table(rows: Sequence[Row], roof: Roof) -> str:
     for row in rows:
         share = roof.share(row, names[0]) if names[0] in row.timings and row.bench != "roof" else None
         reached = rate(row, names[0]) if names[0] in row.timings else ""
+        if reached and row.work.sequences:
+            reached += f"<br>{row.work.sequences / row.timings[names[0]].median:.3g} sequences/s"
         cells = [_cell(row, name) for name in names]
         lines.append([*_values(row, keys), reached, "" if share is None else f"{share:.0%}", *cells])
     return same + _table([*keys, f"{names[0]} reaches", "of ceiling", *names], lines)

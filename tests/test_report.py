@@ -504,7 +504,7 @@ def test_the_check_for_covered_texts_sees_them() -> None:
         ("headline", ["tokens a second, relative to transformers SDPA (the line)", "fastbert"]),
         ("tokens", ["tokens/s", "tokens in a sequence", "sequences in a batch", "MiniLM-L6 inference, S = 128"]),
         ("ceiling", ["100%", "fastbert", "forward", "backward", "linear + GELU, hidden 768"]),
-        ("roofline", ["copy, ", "large product, ", "attention", "LayerNorm", "linear + GELU", "cross-entropy"]),
+        ("roofline", ["copy, ", "plain product, ", "attention", "LayerNorm", "linear + GELU", "cross-entropy"]),
         ("breakdown", ["ms a step, and each part's share of the step", "matrix products", "69%", " 480 ms", "400"]),
     ],
 )
