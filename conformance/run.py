@@ -39,7 +39,8 @@ def unpack(sdist: Path, target: Path) -> None:
         if sdist.is_file():
             with tarfile.open(sdist) as archive:
                 members = [m for m in archive.getmembers() if Path(m.name).parts[1:2] in [("tests",), ("PKG-INFO",)]]
-                archive.extractall(scratch, members, filter="data")
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python 3.11.0 to 3.11.3
+                archive.extractall(scratch, members)
             sdist = next(path for path in scratch.iterdir() if path.is_dir())
         if f"\nVersion: {target.name.partition('-')[2]}\n" not in (sdist / "PKG-INFO").read_text("utf-8"):
             sys.exit(f"{sdist} is not an sdist of {target.name}, the version that is installed")
