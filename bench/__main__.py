@@ -1,4 +1,4 @@
-"""python -m bench compare | report | gpu | tune"""
+"""python -m bench compare | report | gpu | tune | gelu"""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +41,14 @@ def report() -> None:
     from bench.report import main
 
     raise typer.Exit(main())
+
+
+@app.command()
+def gelu() -> None:
+    """Errors of the kernels' GELU against float64."""
+    from bench.gelu import main
+
+    main()
 
 
 @app.command()

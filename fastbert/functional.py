@@ -14,11 +14,11 @@ from torch import Tensor
 from fastbert.kernels.attention import attention_fwd
 from fastbert.kernels.cross_entropy import linear_cross_entropy_fwd
 from fastbert.kernels.embedding import embedding_fwd
-from fastbert.kernels.ffn import linear_gelu_fwd
+from fastbert.kernels.ffn import feed_forward_fwd, linear_gelu_fwd
 from fastbert.kernels.layer_norm import layer_norm_fwd
 from fastbert.packing import DEBUG, check_cu_seqlens
 
-__all__ = ["attention", "draw_seed", "embedding", "layer_norm", "linear_cross_entropy", "linear_gelu"]
+__all__ = ["attention", "draw_seed", "embedding", "feed_forward", "layer_norm", "linear_cross_entropy", "linear_gelu"]
 
 
 def draw_seed(device: torch.device | str) -> Tensor:
@@ -220,15 +220,38 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "
     Raises:
         ValueError: if shapes or devices do not fit together, or `approximate` is neither.
     """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate must be 'none' or 'tanh', but is {approximate!r}")
+    _check_approximate(approximate)
     _check_linear(x, weight, bias)
-    dtype = _autocast_dtype(x)
-    if x.dtype != dtype or weight.dtype != dtype or bias.dtype != dtype:
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    x, weight, bias = _in_product_dtype(x, weight, bias)
     keep_pre = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
-    y, _ = linear_gelu_fwd(x.reshape(-1, x.shape[-1]), weight, bias, approximate, keep_pre)
+    y, _ = linear_gelu_fwd(_rows(x), _rows(weight), bias.contiguous(), approximate, keep_pre)
     return cast(Tensor, y.view(*x.shape[:-1], weight.shape[0]))
+
+
+def feed_forward(x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, *, approximate: str = "none") -> Tensor:
+    """gelu(x weight^T + bias) out_weight^T: a layer's feed-forward, but for its last bias.
+
+    The backward computes gelu(...) again, in a pass that it makes anyway, so that nothing of its size is kept.
+
+    Args:
+        x: (..., K).  weight: (N, K).  bias: (N,).  out_weight: (K', N).
+        approximate: "none" for the exact, erf form, "tanh" for the tanh form.
+
+    Returns:
+        (..., K'), in autocast's dtype where that is on.
+
+    Raises:
+        ValueError: if shapes or devices do not fit together, or `approximate` is neither.
+    """
+    _check_approximate(approximate)
+    _check_linear(x, weight, bias)
+    if out_weight.ndim != 2 or out_weight.shape[1] != weight.shape[0]:
+        raise ValueError(f"out_weight is {_shape(out_weight)}, not (_, {weight.shape[0]})")
+    _check_devices(x, out_weight=out_weight)
+    x, weight, bias, out_weight = _in_product_dtype(x, weight, bias, out_weight)
+    keep_pre = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias, out_weight))
+    out, _ = feed_forward_fwd(_rows(x), _rows(weight), bias.contiguous(), _rows(out_weight), approximate, keep_pre)
+    return cast(Tensor, out.view(*x.shape[:-1], out_weight.shape[0]))
 
 
 def linear_cross_entropy(
@@ -248,10 +271,11 @@ def linear_cross_entropy(
         num_items: what the sum is divided by; the number of labels where it is None.
 
     Returns:
-        () at least float32. NaN where there is no label and no num_items, as in PyTorch.
+        () at least float32. NaN where there is no label and no num_items, as in PyTorch; on a GPU, where nothing waits
+        for the labels, also where one is out of range.
 
     Raises:
-        ValueError: if shapes or devices do not fit together, or a label is out of range (looked at on a CPU only).
+        ValueError: if shapes or devices do not fit together, or on a CPU a label is out of range.
     """
     _check_linear(x, weight, bias)
     if labels.shape != x.shape[:-1]:
@@ -264,11 +288,26 @@ def linear_cross_entropy(
         wrong = counted & ((labels < 0) | (labels >= V))
         if wrong.any():
             raise ValueError(f"labels has {int(labels[wrong][0])}, not in [0, {V})")
-    dtype = _autocast_dtype(x)
-    losses, _ = linear_cross_entropy_fwd(
-        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), labels, ignore_index
+    x, weight = _in_product_dtype(x, weight)
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    need_dx, need_dweight, need_dbias = (
+        torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, weight, bias)
     )
-    return cast(Tensor, losses.sum() / (counted.sum() if num_items is None else num_items))
+    loss, *_ = linear_cross_entropy_fwd(
+        _rows(x), _rows(weight), bias, labels, ignore_index, need_dx, need_dweight or need_dbias
+    )
+    return cast(Tensor, loss / (counted.sum() if num_items is None else num_items))
+
+
+def _check_approximate(approximate: str) -> None:
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be 'none' or 'tanh', but is {approximate!r}")
+
+
+def _in_product_dtype(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """All in the dtype that a matrix product of x computes in."""
+    dtype = _autocast_dtype(x)
+    return tuple(t if t.dtype == dtype else t.to(dtype) for t in (x, *others))
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:

@@ -357,8 +357,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, approximate: str, keep_
     return F.gelu(pre_MN, approximate=approximate), pre_MN if keep_pre else x.new_empty(0)
 
 
-def gelu_backward(dy: Tensor, pre: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
-    """dpre: (M, N) = dy * gelu'(pre), and dbias: (N,) = the sum of its rows."""
+def gelu_backward(dy: Tensor, pre: Tensor, approximate: str, keep_y: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """dpre: (M, N) = dy * gelu'(pre), dbias: (N,) = the sum of its rows, and gelu(pre): (M, N), or empty."""
     z_MN, dy_MN = pre.to(accumulator(pre)), dy.to(accumulator(pre))
     if approximate == "tanh":
         u_MN = math.sqrt(2 / math.pi) * (z_MN + 0.044715 * z_MN**3)
@@ -367,49 +367,70 @@ def gelu_backward(dy: Tensor, pre: Tensor, approximate: str) -> tuple[Tensor, Te
     else:
         slope_MN = 0.5 * (1 + (z_MN / math.sqrt(2)).erf()) + z_MN * (-0.5 * z_MN**2).exp() / math.sqrt(2 * math.pi)
     dpre_MN = dy_MN * slope_MN
-    return dpre_MN.to(pre.dtype), dpre_MN.sum(0).to(pre.dtype)
+    y_MN = F.gelu(pre, approximate=approximate) if keep_y else pre.new_empty(0)
+    return dpre_MN.to(pre.dtype), dpre_MN.sum(0).to(pre.dtype), y_MN
+
+
+def feed_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, approximate: str, keep_pre: bool
+) -> tuple[Tensor, Tensor]:
+    """out = gelu(x weight^T + bias) out_weight^T.
+
+    Args:
+        x: (M, K).  weight: (N, K).  bias: (N,).  out_weight: (K', N).  approximate, keep_pre: as of `linear_gelu`.
+
+    Returns:
+        out: (M, K').  pre: (M, N), or empty.
+    """
+    y_MN, pre = linear_gelu(x, weight, bias, approximate, keep_pre)
+    return F.linear(y_MN, out_weight), pre
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """loss = -log softmax(x weight^T + bias)[label] of each row.
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    need_dx: bool,
+    need_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """loss = sum over rows of -log softmax(x weight^T + bias)[label], and its gradients.
 
     Args:
         x: (M, N).  weight: (V, N).  bias: (V,).
         labels: (M,) int64 in [0, V), or ignore_index, for a loss of 0.
+        need_dx, need_dweight: which gradients; that of the bias comes with the weight's.
 
     Returns:
-        loss: (M,).  lse: (M,), log of the sum of exp of the logits.  Both at least float32.
+        loss: (), at least float32.  dx: (M, N), dweight: (V, N), dbias: (V,) in the dtypes of x, weight and bias;
+        empty where they are not needed.
     """
-    losses, lses = [], []
+    wide = accumulator(x)
+    loss = x.new_zeros((), dtype=wide)
+    dx = torch.empty_like(x) if need_dx else x.new_empty(0)
+    dweight = torch.zeros_like(weight, dtype=wide) if need_dweight else weight.new_empty(0)
+    dbias = weight.new_zeros(weight.shape[0] if need_dweight and bias is not None else 0, dtype=wide)
     for rows in _row_chunks(x.shape[0], weight.shape[0]):
-        logits_MV = F.linear(x[rows], weight, bias).to(accumulator(x))
-        losses.append(F.cross_entropy(logits_MV, labels[rows], ignore_index=ignore_index, reduction="none"))
-        lses.append(logits_MV.logsumexp(-1))
-    none = x.new_empty(0, dtype=accumulator(x))
-    return torch.cat([none, *losses]), torch.cat([none, *lses])
-
-
-def linear_cross_entropy_backward(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, lse: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight and dbias (empty without bias): dlogits = (softmax - onehot) * dloss, recomputed from lse."""
-    dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=lse.dtype)
-    dbias = weight.new_zeros(0 if bias is None else weight.shape[0], dtype=lse.dtype)
-    for rows in _row_chunks(x.shape[0], weight.shape[0]):
+        logits_MV = F.linear(x[rows], weight, bias).to(wide)
+        loss += F.cross_entropy(logits_MV, labels[rows], ignore_index=ignore_index, reduction="sum")
+        if not need_dx and not need_dweight:
+            continue
         counted_M1 = (labels[rows] != ignore_index)[:, None]
-        dlogits_MV = (F.linear(x[rows], weight, bias).to(lse.dtype) - lse[rows, None]).exp_()
-        dlogits_MV.scatter_add_(
-            1, torch.where(counted_M1, labels[rows, None], 0), dlogits_MV.new_full(counted_M1.shape, -1)
-        )
-        dlogits_MV *= torch.where(counted_M1, dloss[rows, None], 0.0)
-        if bias is not None:
+        onehot_MV = torch.zeros_like(logits_MV).scatter_(1, torch.where(counted_M1, labels[rows, None], 0), 1.0)
+        dlogits_MV = torch.where(counted_M1, logits_MV.softmax(-1) - onehot_MV, 0.0)
+        if dbias.numel():
             dbias += dlogits_MV.sum(0)
-        dlogits_MV = dlogits_MV.to(x.dtype)
-        dx[rows] = dlogits_MV @ weight
-        dweight += dlogits_MV.T @ x[rows]
-    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+        if need_dx:
+            dx[rows] = dlogits_MV.to(x.dtype) @ weight
+        if need_dweight:
+            dweight += dlogits_MV.to(x.dtype).T @ x[rows]
+    return loss, dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def rescale(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, a () tensor that is not rounded to x's dtype first."""
+    return (x.to(accumulator(x)) * factor).to(x.dtype)
 
 
 def encoder(

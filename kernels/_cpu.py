@@ -20,6 +20,7 @@ except ImportError:  # a bare checkout: right, but slower
 
 
 CHUNK = 1 << 20  # elements of features that are worked on at a time
+LOGITS = 1 << 24  # likewise of logits, whose products are slow in small pieces
 
 
 def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
@@ -337,6 +338,49 @@ def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     return s
 
 
-def gelu_backward(dy: Tensor, pre: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
-    dpre = torch.ops.aten.gelu_backward(dy, pre, approximate=approximate)
-    return dpre, dpre.sum(0)
+def gelu_backward(dy: Tensor, pre: Tensor, approximate: str, keep_y: bool) -> tuple[Tensor, Tensor, Tensor]:
+    dpre = torch.empty_like(pre)
+    y = torch.empty_like(pre) if keep_y else pre.new_empty(0)
+    dbias = pre.new_zeros(pre.shape[1], dtype=reference.accumulator(pre))
+    for rows in _row_chunks(pre):
+        torch.ops.aten.gelu_backward.grad_input(dy[rows], pre[rows], approximate=approximate, grad_input=dpre[rows])
+        dbias += dpre[rows].sum(0, dtype=dbias.dtype)
+        if keep_y:
+            torch.ops.aten.gelu.out(pre[rows], approximate=approximate, out=y[rows])
+    return dpre, dbias.to(pre.dtype), y
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    need_dx: bool,
+    need_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide, (M, V) = reference.accumulator(x), (x.shape[0], weight.shape[0])
+    loss = x.new_zeros((), dtype=wide)
+    dx = torch.empty_like(x) if need_dx else x.new_empty(0)
+    dweight = weight.new_zeros(weight.shape if need_dweight else 0, dtype=wide)
+    dbias = weight.new_zeros(V if need_dweight and bias is not None else 0, dtype=wide)
+    step = max(1, LOGITS // V)
+    for start in range(0, M, step):
+        rows = slice(start, start + step)
+        ignored = labels[rows, None] == ignore_index
+        label = labels[rows, None].masked_fill(ignored, 0)
+        log_p = F.linear(x[rows], weight, bias).to(wide).log_softmax(-1)
+        loss -= log_p.gather(1, label).masked_fill_(ignored, 0.0).sum()
+        if not need_dx and not need_dweight:
+            continue
+        dlogits = log_p.exp_().scatter_add_(1, label, log_p.new_full(label.shape, -1.0)).masked_fill_(ignored, 0.0)
+        if dbias.numel():
+            dbias += dlogits.sum(0)
+        dlogits = dlogits.to(x.dtype)
+        if need_dx:
+            torch.mm(dlogits, weight, out=dx[rows])
+        if need_dweight and x.dtype == wide:
+            dweight.addmm_(dlogits.T, x[rows])
+        elif need_dweight:
+            dweight += dlogits.T @ x[rows]
+    return loss, dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
