@@ -20,7 +20,7 @@ except ImportError:  # a bare checkout: right, but slower
 
 
 CHUNK = 1 << 20  # elements of features that are worked on at a time
-LOGITS = 1 << 24  # likewise of logits, whose products are slow in small pieces
+LOGITS = 1 << 25  # likewise of logits, whose products are slow in small pieces
 
 
 def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
@@ -28,18 +28,22 @@ def dropout_(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, s
     return _drop_(x, _dropped(x, first_row, dropout_p, seed, stream), dropout_p)
 
 
-def _dropped(x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor | None:
-    """Which elements are dropped, like x; None for none."""
+def _dropped(
+    x: Tensor, first_row: int, dropout_p: float, seed: Tensor | None, stream: int, numbers: Tensor | None = None
+) -> Tensor | None:
+    """Which elements are dropped, like x; None for none. numbers: (_,), as of `reference.keep_mask`."""
     if dropout_p == 0:
         return None
     assert seed is not None
     scores = x.ndim == 3
     heads, rows, cols = x.shape if scores else (1, *x.shape)
+    sizes = heads, first_row, rows, cols
     if _C is None:
-        keep = reference.keep_mask(heads, first_row, rows, cols, dropout_p, seed, stream, scores=scores)
+        keep = reference.keep_mask(*sizes, dropout_p, seed, stream, scores=scores, numbers=numbers)
     else:
-        threshold = reference.drop_threshold(dropout_p)
-        keep = torch.from_numpy(_C.keep_mask(heads, first_row, rows, cols, threshold, int(seed), stream, scores))
+        given = None if numbers is None else numbers.numpy()
+        mask = _C.keep_mask(*sizes, reference.drop_threshold(dropout_p), int(seed), stream, scores, given)
+        keep = torch.from_numpy(mask)
     return keep.view(x.shape).logical_not_()
 
 
@@ -81,16 +85,17 @@ def layer_norm(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = reference.accumulator(x)
     y = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
     mean, rstd = (x.new_empty(x.shape[0], 1, dtype=wide) for _ in range(2))
     x_bias = x_bias if x_bias is None else x_bias.to(wide)
     weight, bias = weight.to(wide), bias.to(wide)
-    for rows in _row_chunks(x):
-        dropped = _dropped(x[rows], rows.start, dropout_p, seed, stream)
-        h = _before_norm(x[rows], x_bias, None if residual is None else residual[rows], dropped, dropout_p)
-        y[rows], mean[rows], rstd[rows] = torch.native_layer_norm(h, h.shape[1:], weight, bias, eps)
+    for chunk in _row_chunks(x):
+        dropped = _dropped(x[chunk], chunk.start, dropout_p, seed, stream, rows)
+        h = _before_norm(x[chunk], x_bias, None if residual is None else residual[chunk], dropped, dropout_p)
+        y[chunk], mean[chunk], rstd[chunk] = torch.native_layer_norm(h, h.shape[1:], weight, bias, eps)
     return y, mean.view(-1), rstd.view(-1)
 
 
@@ -105,6 +110,7 @@ def layer_norm_backward(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     N, wide = x.shape[1], reference.accumulator(x)
     same = residual is None or (dropout_p == 0 and residual.dtype == x.dtype)
@@ -113,20 +119,20 @@ def layer_norm_backward(
     dx_bias, dweight, dbias = (x.new_zeros(N, dtype=wide) for _ in range(3))
     stats = mean.view(-1, 1), rstd.view(-1, 1)
     wide_bias, wide_weight = x_bias if x_bias is None else x_bias.to(wide), weight.to(wide)
-    for rows in _row_chunks(x):
-        dropped = _dropped(x[rows], rows.start, dropout_p, seed, stream)
-        h = _before_norm(x[rows], wide_bias, None if residual is None else residual[rows], dropped, dropout_p)
+    for chunk in _row_chunks(x):
+        dropped = _dropped(x[chunk], chunk.start, dropout_p, seed, stream, rows)
+        h = _before_norm(x[chunk], wide_bias, None if residual is None else residual[chunk], dropped, dropout_p)
         dh, *sums = torch.ops.aten.native_layer_norm_backward(
-            dy[rows].to(wide), h, [N], *(t[rows] for t in stats), wide_weight, wide_weight, [True, True, True]
+            dy[chunk].to(wide), h, [N], *(t[chunk] for t in stats), wide_weight, wide_weight, [True, True, True]
         )
         dweight += sums[0]
         dbias += sums[1]
         if dresidual.numel():
-            dresidual[rows] = dh
+            dresidual[chunk] = dh
         _drop_(dh, dropped, dropout_p)
         if x_bias is not None:
             dx_bias += dh.sum(0)
-        dx[rows] = dh
+        dx[chunk] = dh
     return (
         dx,
         dresidual,
@@ -362,7 +368,7 @@ def linear_cross_entropy(
     wide, (M, V) = reference.accumulator(x), (x.shape[0], weight.shape[0])
     loss = x.new_zeros((), dtype=wide)
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    dweight = weight.new_zeros(weight.shape if need_dweight else 0, dtype=wide)
+    dweight: Tensor | None = None  # of one chunk as it comes; of several in float32
     dbias = weight.new_zeros(V if need_dweight and bias is not None else 0, dtype=wide)
     step = max(1, LOGITS // V)
     for start in range(0, M, step):
@@ -379,8 +385,9 @@ def linear_cross_entropy(
         dlogits = dlogits.to(x.dtype)
         if need_dx:
             torch.mm(dlogits, weight, out=dx[rows])
-        if need_dweight and x.dtype == wide:
-            dweight.addmm_(dlogits.T, x[rows])
-        elif need_dweight:
-            dweight += dlogits.T @ x[rows]
+        if need_dweight:
+            product = dlogits.T @ x[rows]
+            dweight = product if dweight is None else dweight.to(wide).add_(product)
+    if dweight is None:
+        dweight = weight.new_zeros(weight.shape if need_dweight else 0)
     return loss, dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
