@@ -107,7 +107,13 @@ def attention_cases() -> Iterator[Case]:
 
 
 def layer_norm(
-    dtype: str, N: int, dropout_p: float, residual: torch.dtype | None, weights: torch.dtype, usual: bool = False
+    dtype: str,
+    N: int,
+    dropout_p: float,
+    residual: torch.dtype | None,
+    weights: torch.dtype,
+    usual: bool = False,
+    subset: bool = False,
 ) -> Case:
     M = 4099
 
@@ -116,7 +122,7 @@ def layer_norm(
         h = None if residual is None else x.to(residual)
         weight, bias = torch.empty(2, N, dtype=weights)
         x_bias = None if residual is None else torch.empty(N, dtype=weights)
-        dropout = dropout_p, _seed(dropout_p), 3
+        dropout = dropout_p, _seed(dropout_p), 3, torch.arange(M) if subset else None
         y, mean, rstd = _launcher("layer_norm_fwd")(x, x_bias, h, weight, bias, 1e-12, *dropout)
         _launcher("layer_norm_bwd")(torch.empty_like(y), x, x_bias, h, weight, mean, rstd, *dropout)
 
@@ -124,7 +130,10 @@ def layer_norm(
 
 
 def layer_norm_cases() -> Iterator[Case]:
-    """After a layer's products: with bias and residual. In a head: without. Under autocast weights are float32."""
+    """After a layer's products: with bias and residual; in the last layer, of a subset of the rows. In a head: without.
+
+    Under autocast weights are float32.
+    """
     for dtype, sizes in (
         ("bf16", (128, 256, 312, 384, 512, 768, 1024, 1536, 2048, 2560, 4096, 8192)),
         ("fp32", (768, 1024, 8192)),
@@ -133,6 +142,7 @@ def layer_norm_cases() -> Iterator[Case]:
         same = DTYPES[dtype]
         yield from (layer_norm(dtype, N, 0.1, same, same, usual=N == 768) for N in sizes)
     yield from (layer_norm(dtype, 768, 0.0, DTYPES[dtype], DTYPES[dtype]) for dtype in ("bf16", "fp32"))
+    yield from (layer_norm("bf16", N, 0.1, torch.bfloat16, torch.bfloat16, subset=True) for N in (768, 1024))
     yield layer_norm("bf16", 768, 0.0, None, torch.bfloat16)
     yield from (layer_norm("bf16", 768, 0.1, residual, torch.float32) for residual in (torch.bfloat16, torch.float32))
 
@@ -165,7 +175,47 @@ def embedding_cases() -> Iterator[Case]:
     yield embedding("bf16", 768, 0.1, task_types=True)
 
 
-CASES: tuple[Callable[[], Iterator[Case]], ...] = (attention_cases, layer_norm_cases, embedding_cases)
+def gelu(dtype: str, approximate: str, N: int, keep_y: bool = True, usual: bool = False) -> Case:
+    def launch() -> None:
+        x, weight, bias = (torch.empty(*shape, dtype=DTYPES[dtype]) for shape in ((4099, 16), (N, 16), (N,)))
+        pre = torch.empty(4099, N, dtype=DTYPES[dtype])
+        _launcher("linear_gelu_fwd")(x, weight, bias, approximate, False)
+        _launcher("gelu_bwd")(pre, pre, approximate, keep_y)
+
+    return Case("ffn", dtype, launch, usual)
+
+
+def gelu_cases() -> Iterator[Case]:
+    for dtype, N in (("bf16", 3072), ("bf16", 4096), ("bf16", 1030), ("fp16", 3072), ("fp32", 3072)):
+        yield from (gelu(dtype, form, N, usual=N == 3072 and form == "none") for form in ("none", "tanh"))
+    yield gelu("bf16", "none", 3072, keep_y=False)
+
+
+def cross_entropy(dtype: str, V: int, with_bias: bool = True, gradients: bool = True, usual: bool = False) -> Case:
+    def launch() -> None:
+        x, weight, bias = (torch.empty(*shape, dtype=DTYPES[dtype]) for shape in ((3, 16), (V, 16), (V,)))
+        labels = torch.zeros(3, dtype=torch.int64)
+        rest = labels, -100, gradients, gradients
+        _, dx, *_ = _launcher("linear_cross_entropy_fwd")(x, weight, bias if with_bias else None, *rest)
+        _launcher("rescale")(dx, torch.ones(()))
+
+    return Case("cross_entropy", dtype, launch, usual)
+
+
+def cross_entropy_cases() -> Iterator[Case]:
+    for dtype, V in (("bf16", 30522), ("bf16", 30528), ("bf16", 591), ("fp16", 30522), ("fp32", 30522)):
+        yield cross_entropy(dtype, V, usual=V == 30522)
+    yield cross_entropy("bf16", 30522, with_bias=False)
+    yield cross_entropy("bf16", 30522, gradients=False)
+
+
+CASES: tuple[Callable[[], Iterator[Case]], ...] = (
+    attention_cases,
+    layer_norm_cases,
+    embedding_cases,
+    gelu_cases,
+    cross_entropy_cases,
+)
 
 
 def _launcher(name: str) -> Callable[..., Any]:
@@ -208,7 +258,7 @@ class Launch(NamedTuple):
             if value not in (None, 0) and name != "PRECISION" and not name.startswith("stride_")
         }
         pointers = {name.removesuffix("_ptr"): type_[1:] for name, type_ in self.signature.items() if type_[0] == "*"}
-        shown |= {name: type_ for name, type_ in pointers.items() if name in ("residual", "weight")}
+        shown |= {name: type_ for name, type_ in pointers.items() if name in ("residual", "weight", "numbers")}
         shown |= {short: self.options[name] for short, name in OPTIONS.items() if self.options[name] is not None}
         return " ".join(name if value is True else f"{name}={value}" for name, value in shown.items())
 

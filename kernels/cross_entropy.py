@@ -19,6 +19,7 @@ Specification: `fastbert.reference.linear_cross_entropy`. Arithmetic: 2 M V N fl
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,36 +29,36 @@ from fastbert.kernels import _cpu
 from fastbert.kernels._device import LN_2, LOG2_E
 
 LOGITS = 1 << 29  # of a chunk: 1 GiB at 16 bits
-BLOCK_V = 4096
+BLOCK_N = 4096
 
 
 @triton.jit
-def _cross_entropy_kernel(
-    logits_ptr,  # (M, V) without bias  in, and out: dlogits
-    bias_ptr,  # (V,), or None
+def _cross_entropy_fwd_kernel(
+    logits_ptr,  # (M, width), V of them without bias  in, and out: dlogits
+    bias_ptr,  # (width,), or None
     labels_ptr,  # (M,) int64
     losses_ptr,  # (M,)  out, fp32
-    stride_lm,
+    width,  # V, rounded up: masks with it leave loads and stores 16 bytes wide
     V,
     ignore_index,
     GRADIENT: tl.constexpr,  # whether dlogits are wanted
-    BLOCK_V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * stride_lm
+    logits_ptr += row * width
     label = tl.load(labels_ptr + row)
     if label == ignore_index:
         tl.store(losses_ptr + row, 0.0)
         if GRADIENT:
-            for first in range(0, V, BLOCK_V):
-                cols = first + tl.arange(0, BLOCK_V)
-                tl.store(logits_ptr + cols, tl.zeros([BLOCK_V], logits_ptr.dtype.element_ty), mask=cols < V)
+            for first in range(0, V, BLOCK_N):
+                cols = first + tl.arange(0, BLOCK_N)
+                tl.store(logits_ptr + cols, tl.zeros([BLOCK_N], logits_ptr.dtype.element_ty), mask=cols < width)
     else:
         # Lane by lane: no thread waits for another before the end. Not -inf, for a lane may have no column at all.
-        m_i = tl.full([BLOCK_V], -1e38, tl.float32)
-        l_i = tl.zeros([BLOCK_V], tl.float32)
-        for first in range(0, V, BLOCK_V):
-            s = _scaled_logits(logits_ptr, bias_ptr, first + tl.arange(0, BLOCK_V), V)
+        m_i = tl.full([BLOCK_N], -1e38, tl.float32)
+        l_i = tl.zeros([BLOCK_N], tl.float32)
+        for first in range(0, V, BLOCK_N):
+            s = _scaled_logits(logits_ptr, bias_ptr, first + tl.arange(0, BLOCK_N), width, V)
             m_new = tl.maximum(m_i, s)
             l_i = l_i * tl.exp2(m_i - m_new) + tl.exp2(s - m_new)
             m_i = m_new
@@ -69,19 +70,19 @@ def _cross_entropy_kernel(
             target += tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32) * LOG2_E
         tl.store(losses_ptr + row, (lse - target) * LN_2)
         if GRADIENT:
-            for first in range(0, V, BLOCK_V):
-                cols = first + tl.arange(0, BLOCK_V)
-                p = tl.exp2(_scaled_logits(logits_ptr, bias_ptr, cols, V) - lse)
+            for first in range(0, V, BLOCK_N):
+                cols = first + tl.arange(0, BLOCK_N)
+                p = tl.exp2(_scaled_logits(logits_ptr, bias_ptr, cols, width, V) - lse)
                 d = tl.where(cols == label, p - 1.0, p)
-                tl.store(logits_ptr + cols, d.to(logits_ptr.dtype.element_ty), mask=cols < V)
+                tl.store(logits_ptr + cols, d.to(logits_ptr.dtype.element_ty), mask=cols < width)
 
 
 @triton.jit
-def _scaled_logits(logits_ptr, bias_ptr, cols, V):
+def _scaled_logits(logits_ptr, bias_ptr, cols, width, V):
     """log2(e) times the logits of some columns; the least there is beyond V."""
-    s = tl.load(logits_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
+    s = tl.load(logits_ptr + cols, mask=cols < width, other=0.0).to(tl.float32)
     if bias_ptr is not None:
-        s += tl.load(bias_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
+        s += tl.load(bias_ptr + cols, mask=cols < width, other=0.0).to(tl.float32)
     return tl.where(cols < V, s * LOG2_E, -1e38)
 
 
@@ -91,9 +92,9 @@ def _rescale_kernel(
     factor_ptr,  # () fp32
     y_ptr,  # (elements,)  out
     elements,
-    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     y = tl.load(x_ptr + offs, mask=offs < elements, other=0.0).to(tl.float32) * tl.load(factor_ptr).to(tl.float32)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=offs < elements)
 
@@ -112,15 +113,17 @@ def _launch_fwd(
     (M, V), gradient = (x.shape[0], weight.shape[0]), need_dx or need_dweight
     _, dx, dweight, dbias = _fake_fwd(x, weight, bias, labels, ignore_index, need_dx, need_dweight)
     losses = x.new_empty(M, dtype=torch.float32)
-    chunks = _row_chunks(M, V)
+    aligned = 128 // x.element_size()
+    width = triton.cdiv(V, aligned) * aligned
+    padded_bias = None if bias is None else F.pad(bias, (0, width - V))
     sums = [dweight, dbias]  # of one chunk; of several in float32
-    for rows in chunks:
-        count, aligned = rows.stop - rows.start, 128 // x.element_size()
-        logits = x.new_empty(count, triton.cdiv(V, aligned) * aligned)[:, :V]
+    for rows in _row_chunks(M, V):
+        padded = x.new_empty(rows.stop - rows.start, width)
+        logits = padded[:, :V]
         torch.mm(x[rows], weight.T, out=logits)
-        _cross_entropy_kernel[(count,)](
-            logits, bias, labels[rows], losses[rows], logits.stride(0), V, ignore_index,
-            GRADIENT=gradient, BLOCK_V=BLOCK_V, num_warps=8,
+        _cross_entropy_fwd_kernel[(padded.shape[0],)](
+            padded, padded_bias, labels[rows], losses[rows], width, V, ignore_index,
+            GRADIENT=gradient, BLOCK_N=BLOCK_N, num_warps=8,
         )  # fmt: skip
         if need_dx:
             torch.mm(logits, weight, out=dx[rows])
@@ -154,8 +157,8 @@ def _fake_fwd(
 def _launch_rescale(x: Tensor, factor: Tensor) -> Tensor:
     if x.dtype == torch.float64:
         return reference.rescale(x, factor)
-    y, BLOCK = torch.empty_like(x), 2048
-    _rescale_kernel[(triton.cdiv(x.numel(), BLOCK),)](x, factor, y, x.numel(), BLOCK, num_warps=4)
+    y, BLOCK_N = torch.empty_like(x), 2048
+    _rescale_kernel[(triton.cdiv(x.numel(), BLOCK_N),)](x, factor, y, x.numel(), BLOCK_N, num_warps=4)
     return y
 
 

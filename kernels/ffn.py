@@ -38,9 +38,9 @@ def _gelu_fwd_kernel(
     y_ptr,  # (elements,)  out, may be pre
     elements,
     APPROXIMATE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = offs < elements
     WIDE: tl.constexpr = y_ptr.dtype.element_ty == tl.float32
     y = gelu(tl.load(pre_ptr + offs, mask=mask, other=0.0).to(tl.float32), APPROXIMATE, WIDE)
@@ -84,8 +84,8 @@ def _gelu_bwd_kernel(
 
 def _launch_gelu(pre: Tensor, approximate: str, in_place: bool) -> Tensor:
     y = pre if in_place else torch.empty_like(pre)
-    BLOCK = 2048
-    _gelu_fwd_kernel[(triton.cdiv(pre.numel(), BLOCK),)](pre, y, pre.numel(), approximate, BLOCK, num_warps=4)
+    BLOCK_N = 2048
+    _gelu_fwd_kernel[(triton.cdiv(pre.numel(), BLOCK_N),)](pre, y, pre.numel(), approximate, BLOCK_N, num_warps=4)
     return y
 
 
