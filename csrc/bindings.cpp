@@ -1,7 +1,9 @@
 // The only file that knows about Python. Everything else in csrc/ is plain C++17.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <tuple>
 
 #include "packing.h"
@@ -33,15 +35,18 @@ std::tuple<Array<std::int64_t>, Array<std::int32_t>, Array<std::int64_t>> pack_l
 }
 
 Array<bool> keep_mask(std::int64_t heads, std::int64_t first_row, std::int64_t rows, std::int64_t cols, int threshold,
-                      std::int64_t seed, int stream, bool scores) {
+                      std::int64_t seed, int stream, bool scores, const std::optional<Array<std::int64_t>>& numbers) {
   if (heads < 0 || first_row < 0 || rows < 0 || cols < 0) throw py::value_error("sizes must not be negative");
   if (threshold < 0 || threshold > 256) throw py::value_error("threshold must be in [0, 256]");
+  if (numbers && (numbers->ndim() != 1 || numbers->size() < first_row + rows))
+    throw py::value_error("numbers must have one dimension and reach to the last row");
   Array<bool> mask({heads, rows, cols});
   {
     auto* out = reinterpret_cast<std::uint8_t*>(mask.mutable_data());
+    const std::int64_t* in = numbers ? numbers->data() : nullptr;
     py::gil_scoped_release release;
     fastbert::keep_mask(out, heads, first_row, rows, cols, static_cast<std::uint32_t>(threshold),
-                        static_cast<std::uint64_t>(seed), static_cast<std::uint32_t>(stream), scores);
+                        static_cast<std::uint64_t>(seed), static_cast<std::uint32_t>(stream), scores, in);
   }
   return mask;
 }
@@ -67,9 +72,9 @@ Raises:
     ValueError: if a length is out of range, or T is 2^31 or more.)doc");
 
   m.def("keep_mask", &keep_mask, "heads"_a, "first_row"_a, "rows"_a, "cols"_a, "threshold"_a, "seed"_a, "stream"_a,
-        "scores"_a = false,
+        "scores"_a = false, "numbers"_a = py::none(),
         R"doc(The dropout mask that `fastbert.reference.keep_mask` specifies, (heads, rows, cols), True where kept.
 
 Raises:
-    ValueError: if a size is negative or the threshold is not in [0, 256].)doc");
+    ValueError: if a size is negative, the threshold is not in [0, 256], or numbers is too short.)doc");
 }

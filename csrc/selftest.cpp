@@ -1,4 +1,5 @@
 // Exercises the C++ core without Python, for the sanitizers: `make sanitize`.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -45,6 +46,13 @@ void test_mask() {
     mask.pop_back();
     for (const std::uint8_t kept : mask) check(kept <= 1, "a byte that is neither 0 nor 1");
   }
+  const std::vector<std::int64_t> numbers{9, 6, 1, 5};
+  std::vector<std::uint8_t> one(20), numbered(40);
+  fastbert::keep_mask(numbered.data(), 1, 1, 2, 20, 128, 3, 2, false, numbers.data());
+  fastbert::keep_mask(one.data(), 1, 6, 1, 20, 128, 3, 2, false);
+  check(std::equal(one.begin(), one.end(), numbered.begin()), "row 1 counted as row 6");
+  fastbert::keep_mask(one.data(), 1, 1, 1, 20, 128, 3, 2, false);
+  check(std::equal(one.begin(), one.end(), numbered.begin() + 20), "row 2 counted as row 1");
   std::vector<std::uint8_t> none(64, 1);
   fastbert::keep_mask(none.data(), 1, 0, 2, 32, 256, 1, 0, false);
   check(none == std::vector<std::uint8_t>(64, 0), "threshold 256 keeps nothing");

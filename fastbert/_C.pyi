@@ -9,6 +9,14 @@ def pack_lengths(
     """Where the tokens of right-padded sequences lie, without the padding."""
 
 def keep_mask(
-    heads: int, first_row: int, rows: int, cols: int, threshold: int, seed: int, stream: int, scores: bool = False
+    heads: int,
+    first_row: int,
+    rows: int,
+    cols: int,
+    threshold: int,
+    seed: int,
+    stream: int,
+    scores: bool = False,
+    numbers: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """The dropout mask that `fastbert.reference.keep_mask` specifies, True where kept."""

@@ -114,12 +114,15 @@ def layer_norm(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     stream: int = 0,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm(dropout(x + x_bias) + residual).
 
     Args:
         x, residual: (..., N).  weight, bias, x_bias: (N,).
         dropout_p: probability of dropping an element, in [0, 1].  seed: () int64, drawn where it is None.
+        rows: (...,) int64, where x holds some rows of a larger tensor: their numbers in it, so that each has the
+            dropout mask that it has there.
 
     Returns:
         (..., N) in the residual's dtype, else in x's.
@@ -133,7 +136,9 @@ def layer_norm(
         raise ValueError(f"residual is {_shape(residual)}, but x {_shape(x)}")
     if x_bias is not None and x_bias.shape != (N,):
         raise ValueError(f"x_bias is {_shape(x_bias)}, not ({N},)")
-    _check_devices(x, weight=weight, bias=bias, residual=residual, x_bias=x_bias)
+    if rows is not None and (rows.shape != x.shape[:-1] or rows.dtype != torch.int64):
+        raise ValueError(f"rows is {_shape(rows)} {rows.dtype}, not {_shape(x[..., 0])} int64")
+    _check_devices(x, weight=weight, bias=bias, residual=residual, x_bias=x_bias, rows=rows)
     y, _, _ = layer_norm_fwd(
         _rows(x),
         None if x_bias is None else x_bias.contiguous(),
@@ -144,6 +149,7 @@ def layer_norm(
         dropout_p,
         _seed(seed, dropout_p, x),
         stream,
+        None if rows is None or dropout_p == 0 else rows.reshape(-1).contiguous(),
     )
     return cast(Tensor, y.view(x.shape))
 

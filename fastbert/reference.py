@@ -69,19 +69,22 @@ def keep_mask(
     stream: int,
     *,
     scores: bool = False,
+    numbers: Tensor | None = None,
 ) -> Tensor:
     """The dropout mask of rows `first_row`, `first_row + 1`, ...
 
     Args:
         seed: () int64.  stream: which of a model's dropout layers this is.
         scores: of attention's probabilities instead of features.
+        numbers: (_,) int64: row i has the mask of row numbers[i], i = first_row, first_row + 1, ...
 
     Returns:
         (heads, rows, cols) bool, True where an element is kept.
     """
+    numbered = torch.arange(first_row, first_row + rows, device=seed.device)
     head, row, block = torch.meshgrid(
         torch.arange(heads, device=seed.device),
-        torch.arange(first_row, first_row + rows, device=seed.device),
+        numbered if numbers is None else numbers[numbered],
         torch.arange(-(-cols // 64) * 4, device=seed.device),
         indexing="ij",
     )
@@ -100,13 +103,13 @@ def score_slot(col: Tensor) -> Tensor:
     return col // 64 * 64 + col % 8 // 2 * 16 + col % 64 // 8 * 2 + col % 2
 
 
-def dropout(x: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
-    """x * keep / P(keep), for rows of features. x: (M, N)."""
+def dropout(x: Tensor, dropout_p: float, seed: Tensor | None, stream: int, rows: Tensor | None = None) -> Tensor:
+    """x * keep / P(keep), for rows of features. x: (M, N). rows: (M,) int64, their numbers where not 0, 1, ..."""
     if dropout_p == 0:
         return x
     assert seed is not None
     M, N = x.shape
-    (keep_MN,) = keep_mask(1, 0, M, N, dropout_p, seed, stream)
+    (keep_MN,) = keep_mask(1, 0, M, N, dropout_p, seed, stream, numbers=rows)
     return torch.where(keep_MN, x * keep_scale(dropout_p), 0.0)
 
 
@@ -120,16 +123,18 @@ def layer_norm(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y = (h - mean) * rstd * weight + bias,  with h = dropout(x + x_bias) + residual.
 
     Args:
         x, residual: (M, N).  x_bias, weight, bias: (N,).
+        rows: (M,) int64, the rows' numbers for dropout, where x holds some of a larger tensor's; else 0, 1, ...
 
     Returns:
         y: (M, N) in the residual's dtype, else x's.  mean, rstd: (M,), at least float32.
     """
-    h_MN = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
+    h_MN = _before_norm(x, x_bias, residual, dropout_p, seed, stream, rows)
     y_MN, mean_M, rstd_M = _normalise(h_MN, weight, bias, eps)
     return y_MN.to(x.dtype if residual is None else residual.dtype), mean_M, rstd_M
 
@@ -145,6 +150,7 @@ def layer_norm_backward(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `layer_norm`.
 
@@ -152,9 +158,9 @@ def layer_norm_backward(
         dx: (M, N).  dresidual: (M, N), or empty where it equals dx (no dropout, one dtype) or there is no residual.
         dx_bias: (N,), or empty without x_bias.  dweight, dbias: (N,).
     """
-    h_MN = _before_norm(x, x_bias, residual, dropout_p, seed, stream)
+    h_MN = _before_norm(x, x_bias, residual, dropout_p, seed, stream, rows)
     dh_MN, dweight, dbias = _normalise_backward(dy, h_MN, weight, mean, rstd)
-    dx_MN = dropout(dh_MN, dropout_p, seed, stream)
+    dx_MN = dropout(dh_MN, dropout_p, seed, stream, rows)
     same = residual is None or (dropout_p == 0 and residual.dtype == x.dtype)
     return (
         dx_MN.to(x.dtype),
@@ -507,12 +513,18 @@ def _affine(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _before_norm(
-    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, dropout_p: float, seed: Tensor | None, stream: int
+    x: Tensor,
+    x_bias: Tensor | None,
+    residual: Tensor | None,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+    rows: Tensor | None,
 ) -> Tensor:
     h_MN = x.to(accumulator(x))
     if x_bias is not None:
         h_MN = h_MN + x_bias.to(h_MN)
-    h_MN = dropout(h_MN, dropout_p, seed, stream)
+    h_MN = dropout(h_MN, dropout_p, seed, stream, rows)
     return h_MN if residual is None else h_MN + residual.to(h_MN)
 
 

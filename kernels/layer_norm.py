@@ -45,20 +45,29 @@ from fastbert.kernels._norm import (
 
 @triton.jit
 def _before_norm(
-    x_ptr, x_bias_ptr, residual_ptr, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
+    x_ptr, x_bias_ptr, residual_ptr, numbers, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
     THRESHOLD: tl.constexpr, N: tl.constexpr, FIRST: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """One part of h, and its dropout mask."""
+    """One part of h, and its dropout mask, which goes by the rows' numbers."""
     h = load_rows(x_ptr, rows, in_rows, stride_xm, N, FIRST, COLS)
     if x_bias_ptr is not None:
         h += load_vector(x_bias_ptr, N, FIRST, COLS)
     keep = h
     if THRESHOLD > 0:
-        keep = keep_features(seed, rows, FIRST, stream, THRESHOLD, COLS)
+        keep = keep_features(seed, numbers, FIRST, stream, THRESHOLD, COLS)
         h = tl.where(keep, h * keep_scale, 0.0)
     if residual_ptr is not None:
         h += load_rows(residual_ptr, rows, in_rows, stride_rm, N, FIRST, COLS)
     return h, keep
+
+
+@triton.jit
+def _numbers(numbers_ptr, rows, in_rows, THRESHOLD: tl.constexpr):
+    numbers = rows
+    if numbers_ptr is not None:
+        if THRESHOLD > 0:
+            numbers = tl.load(numbers_ptr + rows, mask=in_rows, other=0)
+    return numbers
 
 
 @triton.jit
@@ -69,6 +78,7 @@ def _layer_norm_fwd_kernel(
     weight_ptr,  # (N,)
     bias_ptr,  # (N,)
     seed_ptr,  # () int64, or None
+    numbers_ptr,  # (M,) int64, the rows' numbers for dropout; None for 0, 1, ...
     y_ptr,  # (M, N)   out
     mean_ptr,  # (M,)  out, fp32
     rstd_ptr,  # (M,)  out, fp32
@@ -90,14 +100,15 @@ def _layer_norm_fwd_kernel(
     seed = 0
     if THRESHOLD > 0:
         seed = tl.load(seed_ptr)
+    numbers = _numbers(numbers_ptr, rows, in_rows, THRESHOLD)
     h0, _ = _before_norm(
-        x_ptr, x_bias_ptr, residual_ptr, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
+        x_ptr, x_bias_ptr, residual_ptr, numbers, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
         THRESHOLD, N, 0, COLS0,
     )  # fmt: skip
     h1 = h0
     if COLS1 > 0:
         h1, _ = _before_norm(
-            x_ptr, x_bias_ptr, residual_ptr, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
+            x_ptr, x_bias_ptr, residual_ptr, numbers, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
             THRESHOLD, N, COLS0, COLS1,
         )  # fmt: skip
     x0, x1, mean, rstd = normalise(h0, h1, eps, N, COLS0, COLS1)
@@ -120,6 +131,7 @@ def _layer_norm_bwd_kernel(
     mean_ptr,  # (M,) fp32
     rstd_ptr,  # (M,) fp32
     seed_ptr,  # () int64, or None
+    numbers_ptr,  # (M,) int64, the rows' numbers for dropout; None for 0, 1, ...
     dx_ptr,  # (M, N)         out
     dresidual_ptr,  # (M, N)  out, or None where it equals dx or nobody needs it
     partials_ptr,  # (3, programs, N)  out, fp32: dweight, dbias, dx_bias, the last with x_bias only
@@ -154,11 +166,12 @@ def _layer_norm_bwd_kernel(
     for block in range(tl.program_id(0), tl.cdiv(M, ROWS), programs):
         rows = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         in_rows = rows < M
+        numbers = _numbers(numbers_ptr, rows, in_rows, THRESHOLD)
         mean = tl.load(mean_ptr + rows, mask=in_rows, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=in_rows, other=0.0)
         dy0 = load_rows(dy_ptr, rows, in_rows, stride_dym, N, 0, COLS0)
         h0, keep0 = _before_norm(
-            x_ptr, x_bias_ptr, residual_ptr, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
+            x_ptr, x_bias_ptr, residual_ptr, numbers, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
             THRESHOLD, N, 0, COLS0,
         )  # fmt: skip
         x0 = x_hat_of(h0, mean, rstd, N, 0, COLS0)
@@ -171,7 +184,7 @@ def _layer_norm_bwd_kernel(
         if COLS1 > 0:
             dy1 = load_rows(dy_ptr, rows, in_rows, stride_dym, N, COLS0, COLS1)
             h1, keep1 = _before_norm(
-                x_ptr, x_bias_ptr, residual_ptr, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
+                x_ptr, x_bias_ptr, residual_ptr, numbers, rows, in_rows, stride_xm, stride_rm, seed, stream, keep_scale,
                 THRESHOLD, N, COLS0, COLS1,
             )  # fmt: skip
             x1 = x_hat_of(h1, mean, rstd, N, COLS0, COLS1)
@@ -213,18 +226,20 @@ def _launch_fwd(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if x.dtype == torch.float64:
-        return reference.layer_norm(x, x_bias, residual, weight, bias, eps, dropout_p, seed, stream)
+        return reference.layer_norm(x, x_bias, residual, weight, bias, eps, dropout_p, seed, stream, rows)
     M, N = x.shape
     y, mean, rstd = _fake_fwd(x, x_bias, residual)
-    rows, num_warps = rows_and_warps(N)
+    per_program, num_warps = rows_and_warps(N)
     COLS0, COLS1 = parts(N)
-    _layer_norm_fwd_kernel[(triton.cdiv(M, rows),)](
-        x, x_bias, residual, weight, bias, seed, y, mean, rstd,
+    _layer_norm_fwd_kernel[(triton.cdiv(M, per_program),)](
+        x, x_bias, residual, weight, bias, seed, rows, y, mean, rstd,
         x.stride(0), 0 if residual is None else residual.stride(0), y.stride(0),
         M, eps, reference.keep_scale(dropout_p), stream,
-        THRESHOLD=reference.drop_threshold(dropout_p), N=N, ROWS=rows, COLS0=COLS0, COLS1=COLS1, num_warps=num_warps,
+        THRESHOLD=reference.drop_threshold(dropout_p), N=N, ROWS=per_program, COLS0=COLS0, COLS1=COLS1,
+        num_warps=num_warps,
     )  # fmt: skip
     return y, mean, rstd
 
@@ -240,9 +255,10 @@ def _launch_bwd(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if x.dtype == torch.float64:
-        return reference.layer_norm_backward(dy, x, x_bias, residual, weight, mean, rstd, dropout_p, seed, stream)
+        return reference.layer_norm_backward(dy, x, x_bias, residual, weight, mean, rstd, dropout_p, seed, stream, rows)
     M, N = x.shape
     dx, dresidual, dx_bias, dweight, dbias = _fake_bwd(dy, x, x_bias, residual, weight, mean, rstd, dropout_p)
     other = dresidual if dresidual.numel() or (M == 0 and dresidual.ndim == 2) else None
@@ -251,7 +267,7 @@ def _launch_bwd(
     sums = 2 if x_bias is None else 3
     partials = x.new_empty(sums, programs, N, dtype=torch.float32)
     _layer_norm_bwd_kernel[(programs,)](
-        dy, x, x_bias, residual, weight, mean, rstd, seed, dx, other, partials,
+        dy, x, x_bias, residual, weight, mean, rstd, seed, rows, dx, other, partials,
         dy.stride(0), x.stride(0), 0 if residual is None else residual.stride(0), dx.stride(0),
         0 if other is None else other.stride(0),
         M, programs, reference.keep_scale(dropout_p), stream,
@@ -284,7 +300,7 @@ def _fake_bwd(
 
 layer_norm_bwd = _library.define(
     "layer_norm_bwd(Tensor dy, Tensor x, Tensor? x_bias, Tensor? residual, Tensor weight, Tensor mean, Tensor rstd,"
-    " float dropout_p, Tensor? seed, int stream)"
+    " float dropout_p, Tensor? seed, int stream, Tensor? rows=None)"
     " -> (Tensor dx, Tensor dresidual, Tensor dx_bias, Tensor dweight, Tensor dbias)",
     cuda=_launch_bwd,
     cpu=_cpu.layer_norm_backward,
@@ -293,26 +309,28 @@ layer_norm_bwd = _library.define(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, x_bias, residual, weight, _bias, _eps, ctx.dropout_p, seed, ctx.stream = inputs
+    x, x_bias, residual, weight, _bias, _eps, ctx.dropout_p, seed, ctx.stream, rows = inputs
     _y, mean, rstd = output
-    ctx.save_for_backward(x, x_bias, residual, weight, mean, rstd, seed)
+    ctx.save_for_backward(x, x_bias, residual, weight, mean, rstd, seed, rows)
     ctx.mark_non_differentiable(mean, rstd)
 
 
 def _backward(ctx: Any, dy: Tensor, _dmean: Tensor, _drstd: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, seed = ctx.saved_tensors
-    dx, dresidual, dx_bias, dweight, dbias = layer_norm_bwd(dy.contiguous(), *tensors, ctx.dropout_p, seed, ctx.stream)
+    *tensors, seed, rows = ctx.saved_tensors
+    dx, dresidual, dx_bias, dweight, dbias = layer_norm_bwd(
+        dy.contiguous(), *tensors, ctx.dropout_p, seed, ctx.stream, rows
+    )
     _x, x_bias, residual, *_ = tensors
     if residual is None:
         dresidual = None
     elif dresidual.numel() == 0:
         dresidual = dx
-    return dx, None if x_bias is None else dx_bias, dresidual, dweight, dbias, None, None, None, None
+    return dx, None if x_bias is None else dx_bias, dresidual, dweight, dbias, None, None, None, None, None
 
 
 layer_norm_fwd = _library.define(
     "layer_norm_fwd(Tensor x, Tensor? x_bias, Tensor? residual, Tensor weight, Tensor bias, float eps,"
-    " float dropout_p, Tensor? seed, int stream) -> (Tensor y, Tensor mean, Tensor rstd)",
+    " float dropout_p, Tensor? seed, int stream, Tensor? rows=None) -> (Tensor y, Tensor mean, Tensor rstd)",
     cuda=_launch_fwd,
     cpu=_cpu.layer_norm,
     fake=_fake_fwd,

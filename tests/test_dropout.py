@@ -52,11 +52,27 @@ def test_cpp_equals_the_reference(shape: tuple[int, int, int], seed: int) -> Non
             assert torch.equal(torch.from_numpy(actual), expected)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_cpp_equals_the_reference_for_rows_in_any_order(seed: int) -> None:
+    numbers = torch.tensor([5, 0, 2**31 + 3, 5, 2**32 - 1, 12])
+    for heads, first_row, rows, cols, scores in ((1, 0, 6, 768, False), (1, 2, 3, 17, False), (3, 1, 5, 70, True)):
+        sizes = heads, first_row, rows, cols
+        expected = reference.keep_mask(*sizes, 0.3, torch.tensor(seed), 2, scores=scores, numbers=numbers)
+        threshold = reference.drop_threshold(0.3)
+        actual = _C.keep_mask(*sizes, threshold, seed, 2, scores=scores, numbers=numbers.numpy())
+        assert torch.equal(torch.from_numpy(actual), expected)
+        one = reference.keep_mask(heads, 5, 1, cols, 0.3, torch.tensor(seed), 2, scores=scores)
+        assert torch.equal(expected[:, 3 - first_row], one[:, 0])
+
+
 def test_bad_sizes() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         _C.keep_mask(1, 0, -1, 4, 26, 0, 0)
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 256\]"):
         _C.keep_mask(1, 0, 1, 4, 257, 0, 0)
+    for numbers in (torch.arange(3), torch.zeros(4, 4).long()):
+        with pytest.raises(ValueError, match="numbers must have one dimension and reach to the last row"):
+            _C.keep_mask(1, 2, 2, 4, 26, 0, 0, numbers=numbers.numpy())
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])

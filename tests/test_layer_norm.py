@@ -70,9 +70,11 @@ def test_accuracy(M: int, N: int, dtype: torch.dtype, parts: str, dropout_p: flo
 def test_rows_in_chunks(dtype: torch.dtype, parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a CPU takes them: 33 rows, five at a time."""
     monkeypatch.setattr(_cpu, "CHUNK", 5 * 96)
-    assert_operator_accurate(layer_norm_fwd, reference.layer_norm, _forward_inputs(33, 96, dtype, "cpu", parts, 0.1))
+    forward = _forward_inputs(33, 96, dtype, "cpu", parts, 0.1)
     backward = _backward_inputs(33, 96, dtype, "cpu", parts, 0.1)
-    assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+    for numbers in ([], [torch.randperm(99)[:33]]):
+        assert_operator_accurate(layer_norm_fwd, reference.layer_norm, [*forward, *numbers])
+        assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, [*backward, *numbers], factor=4.0)
 
 
 @pytest.mark.parametrize("N", [1, 15, 17, 255, 384, 1536, 4096, 8192])
@@ -88,6 +90,38 @@ def test_any_hidden_size(N: int, dropout_p: float, device: str) -> None:
     y, mean, rstd = reference.layer_norm(*forward)
     backward = [torch.randn_like(y), x, x_bias, residual, weight, mean, rstd, *rest[1:]]
     assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("N", [48, 768])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_numbers_of_a_subset_of_rows(dtype: torch.dtype, N: int, dropout_p: float, device: str) -> None:
+    """Some rows of a larger tensor, in any order, one of them twice: each with the mask that it has there."""
+    rows = torch.tensor([30, 2, 2**32 - 1, 2, 0, 19, 2**31, 5, 7], device=device)
+    forward = [*_forward_inputs(9, N, dtype, device, "all", dropout_p), rows]
+    assert_operator_accurate(layer_norm_fwd, reference.layer_norm, forward)
+    backward = [*_backward_inputs(9, N, dtype, device, "all", dropout_p), rows]
+    backward[5:7] = reference.layer_norm(*forward)[1:]
+    backward[1:5] = forward[:4]
+    assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_a_subset_of_rows_equals_those_rows_of_the_whole(dropout_p: float, device: str) -> None:
+    x, x_bias, residual, weight, bias, *_ = _forward_inputs(40, 72, torch.float32, device, "all")
+    options = {"x_bias": x_bias, "dropout_p": dropout_p, "seed": torch.tensor(7, device=device), "stream": 2}
+    rows = torch.tensor([39, 0, 3, 17, 3], device=device)
+    leaves = [t.requires_grad_() for t in (x, residual, x_bias, weight, bias)]
+    whole = functional.layer_norm(x, weight, bias, residual=residual, **options)[rows]
+    some = functional.layer_norm(x[rows], weight, bias, residual=residual[rows], rows=rows, **options)
+    torch.testing.assert_close(some, whole, atol=1e-6, rtol=1e-6)
+    dy = torch.randn_like(some)
+    actual, expected = (torch.autograd.grad(y, leaves, dy) for y in (some, whole))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    for wrong in (rows[1:], rows.int()):
+        with pytest.raises(ValueError, match=r"rows is .*, not \(5,\) int64"):
+            functional.layer_norm(x[rows], weight, bias, rows=wrong)
 
 
 def test_rows_of_a_wider_tensor(device: str) -> None:
@@ -132,6 +166,9 @@ def test_registration() -> None:
         torch.library.opcheck(layer_norm_fwd, forward)
         backward = _backward_inputs(5, 32, torch.float32, "cpu", parts, dropout_p)
         torch.library.opcheck(layer_norm_bwd, backward)
+        rows = torch.tensor([3, 3, 9, 0, 1])
+        torch.library.opcheck(layer_norm_fwd, [*forward, rows])
+        torch.library.opcheck(layer_norm_bwd, [*backward, rows])
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
