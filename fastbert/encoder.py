@@ -7,6 +7,7 @@ module, untouched; a leaf that somebody replaced or hooked (LoRA, quantisation, 
 Dimension key:  T packed tokens   N features   H heads   D head size
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
@@ -34,17 +35,20 @@ class Run(NamedTuple):
 
 def is_plain(module: nn.Module, kind: type[Leaf]) -> TypeGuard[Leaf]:
     """Whether reading the module's parameters is the same as calling it."""
-    if type(module) is not kind:
+    if type(module) is not kind or is_hooked(module):
         return False
-    own = module.__dict__  # asked for every leaf in every call, so no detour through Module.__getattr__
-    if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
-        return False
-    if own["_backward_hooks"] or own["_backward_pre_hooks"]:
-        return False
-    for parameter in own["_parameters"].values():
+    for parameter in module.__dict__["_parameters"].values():
         if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
             return False
     return True
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody else looks at what goes into the module or comes out."""
+    own = module.__dict__  # asked for every leaf in every call, so no detour through Module.__getattr__
+    if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        return True
+    return bool(own["_backward_hooks"] or own["_backward_pre_hooks"])
 
 
 def why_not_plain(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -189,9 +193,19 @@ def _query_key_value(
 
 
 def project_and_add(
-    x: Tensor, dense: nn.Module, dropout: nn.Module, norm: nn.Module, residual_TN: Tensor, run: Run, stream: int
+    x: Tensor,
+    dense: nn.Module,
+    dropout: nn.Module,
+    norm: nn.Module,
+    residual_TN: Tensor,
+    run: Run,
+    stream: int,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm(dropout(dense(x)) + residual), the end of both halves of a layer."""
+    """LayerNorm(dropout(dense(x)) + residual), the end of both halves of a layer.
+
+    rows: (M,) int64, which of the tokens these are, where they are not all.
+    """
     p = dropout_p(dropout)
     if not is_plain(norm, nn.LayerNorm):
         return cast(Tensor, norm(F.dropout(dense(x), p) + residual_TN))
@@ -209,6 +223,7 @@ def project_and_add(
         dropout_p=p,
         seed=run.seed,
         stream=stream,
+        rows=rows,
     )
 
 
@@ -221,8 +236,8 @@ def linear_activation(x: Tensor, dense: nn.Module, activation: nn.Module) -> Ten
 
 
 def run_layers(
-    hidden_TN: Tensor, layers: nn.ModuleList, run: Run, wanted: set[int]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    hidden_TN: Tensor, layers: nn.ModuleList, run: Run, wanted: set[int], rows: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
     """All layers, one after the other.
 
     A hidden state that the user wants is padded again on its way from one layer to the next, so that the
@@ -231,17 +246,37 @@ def run_layers(
     Args:
         layers: each takes and returns packed hidden states.
         wanted: which of the layers + 1 hidden states to return.
+        rows: (M,) int64, the tokens whose last hidden state is needed; None for all.
 
     Returns:
-        The last hidden state, packed, and the wanted ones as (B, L, N), None between them.
+        The last hidden state, packed, or those rows of it; the wanted ones as (B, L, N), None between them; and the
+        last layer's input, packed.
     """
     hidden_states: list[Tensor | None] = []
+    before_TN = hidden_TN
     for i in range(len(layers) + 1):
         if i > 0:
-            hidden_TN = layers[i - 1](hidden_TN, run=run, stream=3 * i - 2)
+            before_TN = hidden_TN
+            hidden_TN = _run_layer(i - 1, layers, hidden_TN, run, rows if i == len(layers) else None)
         padded = None
         if i in wanted:
             padded = run.packing.unpack(hidden_TN)
             hidden_TN = run.packing.pack(padded)
         hidden_states.append(padded)
-    return hidden_TN, tuple(hidden_states)
+    return hidden_TN, tuple(hidden_states), before_TN
+
+
+def _run_layer(i: int, layers: nn.ModuleList, hidden_TN: Tensor, run: Run, rows: Tensor | None = None) -> Tensor:
+    return cast(Tensor, layers[i](hidden_TN, run=run, stream=1 + 3 * i, rows=rows))
+
+
+def last_layer(before_TN: Tensor, layers: nn.ModuleList, run: Run) -> Callable[[], Tensor]:
+    """The last layer for all tokens, (T, N), later: with the autocast of now, and this run's dropout."""
+    device = before_TN.device.type
+    autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+    def compute() -> Tensor:
+        with autocast:
+            return _run_layer(len(layers) - 1, layers, before_TN, run)
+
+    return compute

@@ -188,6 +188,12 @@ class Packing:
         """(T, N) to (B, N): each sequence's first token; zeros for an empty one."""
         if self.tokens == 0:
             return packed.new_zeros(self.sequences, *packed.shape[1:])
-        starts = self.cu_seqlens[:-1].long()
-        rows = packed.index_select(0, starts.clamp(max=self.tokens - 1))
+        return self.blank_empty(packed.index_select(0, self.first_rows()))
+
+    def first_rows(self) -> Tensor:
+        """(B,) int64: each sequence's first token among the packed ones; any other for an empty sequence."""
+        return self.cu_seqlens[:-1].long().clamp(max=self.tokens - 1)
+
+    def blank_empty(self, rows: Tensor) -> Tensor:
+        """(B, N) as given, but zeros for an empty sequence."""
         return torch.where((self.cu_seqlens.diff() > 0)[:, None], rows, 0.0)

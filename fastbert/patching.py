@@ -17,7 +17,9 @@ Model = TypeVar("Model", bound=nn.Module)
 _RESIDUAL_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
-def patch(model: Model, *, strict: bool = False, residual_dtype: str | None = None) -> Model:
+def patch(
+    model: Model, *, strict: bool = False, residual_dtype: str | None = None, last_layer_subset: bool = True
+) -> Model:
     """Let a loaded model run on the packed encoder, in place.
 
     Parameters, buffers, hooks and the state dict stay as they are; `unpatch` undoes it.
@@ -27,6 +29,8 @@ def patch(model: Model, *, strict: bool = False, residual_dtype: str | None = No
         strict: raise `FellBack` in a call that would fall back to transformers.
         residual_dtype: "bf16" or "fp16" to keep hidden states in that dtype under autocast; float32 where it is None,
             as transformers has them.
+        last_layer_subset: in masked-LM training, run the last layer's products only for the tokens that somebody
+            reads: those with a label, and the first of each sequence where there is a pooler.
 
     Returns:
         The same model.
@@ -42,7 +46,7 @@ def patch(model: Model, *, strict: bool = False, residual_dtype: str | None = No
         raise ValueError(
             f"{' with '.join([type(model).__name__, *inside[:1]])} is no model that fastbert knows: {known}"
         )
-    _base.swap(model, CLASSES, _base.State(strict, _RESIDUAL_DTYPES[residual_dtype]))
+    _base.swap(model, CLASSES, _base.State(strict, _RESIDUAL_DTYPES[residual_dtype], last_layer_subset))
     return model
 
 

@@ -22,11 +22,13 @@ class State:
     Attributes:
         strict: raise where a call would fall back.
         residual_dtype: of the hidden states between layers under autocast; None for what transformers has, float32.
+        last_layer_subset: in masked-LM training, run the last layer only for the rows that somebody reads.
         packed_calls: forward passes through the packed path.  fallbacks: the others, by reason.
     """
 
     strict: bool = False
     residual_dtype: torch.dtype | None = None
+    last_layer_subset: bool = True
     packed_calls: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
 
@@ -52,7 +54,7 @@ def swap(root: nn.Module, classes: Mapping[type, type], options: State) -> list[
         found.append(module)
         if isinstance(module, PreTrainedModel):
             record_outputs(module)
-        module.__dict__[_STATE] = State(options.strict, options.residual_dtype)
+        module.__dict__[_STATE] = State(options.strict, options.residual_dtype, options.last_layer_subset)
     return found
 
 
@@ -86,13 +88,6 @@ def fall_back(module: nn.Module, reason: str) -> None:
         raise FellBack(f"{type(module).__name__} cannot run packed ({reason}), and strict=True")
     if not torch.compiler.is_compiling():
         known.fallbacks[reason] += 1
-
-
-def labels_on_padding(labels: Tensor | None, attention_mask: Tensor | None) -> bool:
-    """Whether a loss would need hidden states that the packed path does not compute."""
-    if labels is None or attention_mask is None or attention_mask.shape != labels.shape:
-        return False
-    return bool(((labels != -100) & (attention_mask == 0)).any())
 
 
 def mean_over_items(mean: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:

@@ -5,10 +5,11 @@ that costs little: on a CPU always; on a GPU in calls with a 2-D attention_mask,
 how many tokens there are, and everywhere with FASTBERT_DEBUG=1 in the environment. Without a mask, torch.compile
 traces none of these checks.
 
-Dimension key:  B batch   L padded length   T packed tokens   N features
+Dimension key:  B batch   L padded length   T packed tokens   N features   M labelled tokens
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,35 @@ class Limits:
     device: torch.device
 
 
+class TokenLabels(NamedTuple):
+    """A label for each token, and what the head wants to know of them.
+
+    Attributes:
+        labels: (B, L) int64, -100 where there is none.
+        find: which tokens have one, for a head that reads no others.
+        at_most: how many have one, at most, so that nobody has to wait for their number; None where that is unknown.
+    """
+
+    labels: Tensor
+    find: bool = False
+    at_most: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The tokens that have a label.
+
+    Attributes:
+        rows: (M,) int64, which of the packed tokens they are.
+        labels: (M,) int64; -100 in surplus rows, of which there are some where fewer have one than was said.
+        too_many: () bool, more have one than was said; None where that cannot be.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    too_many: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """A batch, packed.
@@ -35,6 +65,8 @@ class Inputs:
         input_ids, position_ids, token_type_ids: (T,) int64.  With inputs_embeds, input_ids are rows of those.
         inputs_embeds: (B L, N), or None.
         pads_first: some sequence starts with padding, so that its row's first token is none of it.
+        labels_on_padding: a loss would need hidden states that are not computed.
+        labelled: where the head wants to know.
     """
 
     packing: Packing
@@ -43,6 +75,8 @@ class Inputs:
     token_type_ids: Tensor
     inputs_embeds: Tensor | None
     pads_first: bool = False
+    labels_on_padding: bool = False
+    labelled: Labelled | None = None
 
 
 def rectangle(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
@@ -82,6 +116,7 @@ def prepare(
     inputs_embeds: Tensor | None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
+    token_labels: TokenLabels | None = None,
 ) -> Inputs:
     """Check a batch and pack it.
 
@@ -90,6 +125,7 @@ def prepare(
         attention_mask: (B, L), 0 where a token is padding.
         token_type_ids, position_ids: (B, L) or (1, L).
         cu_seqlens, max_seqlen: for a batch that comes packed, (1, T), without attention_mask.
+        token_labels: left to the head where their shape is another.
 
     Raises:
         ValueError: naming the argument and the bound. TypeError: for an argument that is no tensor.
@@ -119,18 +155,25 @@ def prepare(
             f"inputs_embeds has {inputs_embeds.shape[2]} features, but hidden_size is {limits.hidden_size}"
         )
 
+    if token_labels is not None and token_labels.labels.shape != (B, L):
+        token_labels = None
+    count, on_padding = None, False
     if cu_seqlens is not None:
         packing = _packing_of_packed((B, L), cu_seqlens, max_seqlen, attention_mask)
     elif attention_mask is None:
         packing = Packing.full(B, L, limits.device)
     else:
-        packing = _packing_from_mask(attention_mask)
+        packing, count, on_padding = _packing_from_mask(attention_mask, token_labels)
     if position_ids is None and packing.max_seqlen > limits.max_position_embeddings and cu_seqlens is not None:
         raise ValueError(f"a sequence of {packing.max_seqlen} tokens, {_position_bound(limits)}")
     if position_ids is None and cu_seqlens is None and limits.max_position_embeddings < L:
         raise ValueError(f"the batch is {L} tokens long, {_position_bound(limits)}")
 
     inputs = _pack(packing, (B, L), input_ids, token_type_ids, position_ids, inputs_embeds)
+    if on_padding:
+        inputs = replace(inputs, labels_on_padding=True)
+    elif token_labels is not None and token_labels.find:
+        inputs = replace(inputs, labelled=_labelled(token_labels, packing, count))
     on_host = limits.device.type == "cpu" or DEBUG
     if attention_mask is not None or (on_host and not torch.compiler.is_compiling()):
         restarts = None
@@ -141,8 +184,36 @@ def prepare(
 
 
 @torch.compiler.disable
-def _packing_from_mask(attention_mask: Tensor) -> Packing:
-    return Packing.from_mask(attention_mask)
+def _packing_from_mask(attention_mask: Tensor, token_labels: TokenLabels | None) -> tuple[Packing, int, bool]:
+    """One synchronisation, for the packing, for how many tokens have a label and whether padding has."""
+    if token_labels is None:
+        return Packing.from_mask(attention_mask), 0, False
+    keep, labelled = attention_mask != 0, token_labels.labels != -100
+    seqlens = keep.sum(-1)
+    counts = torch.stack([seqlens.sum(), seqlens.amax(), labelled.sum(), (labelled & ~keep).sum()])
+    tokens, max_seqlen, count, on_padding = counts.tolist()
+    return Packing.from_mask(attention_mask, tokens=tokens, max_seqlen=max_seqlen), count, on_padding > 0
+
+
+def _labelled(token_labels: TokenLabels, packing: Packing, count: int | None) -> Labelled:
+    """count: how many there are, where that is known; without it and a bound, one synchronisation."""
+    labels_T, bound = packing.pack(token_labels.labels), token_labels.at_most
+    labelled_T = labels_T != -100
+    on_host = labels_T.device.type == "cpu" and not torch.compiler.is_compiling()
+    if count is None and bound is not None and not on_host:
+        rows = torch.nonzero_static(labelled_T, size=min(bound, packing.tokens), fill_value=-1).squeeze(-1)
+        labels = labels_T[rows.clamp(min=0)].masked_fill(rows < 0, -100)
+        return Labelled(rows.clamp(min=0), labels, labelled_T.sum() > bound)
+    count = _count(labelled_T) if count is None else count
+    if bound is not None and count > bound:
+        raise ValueError(f"max_labels is {bound}, but there are {count} labels")
+    rows = torch.nonzero_static(labelled_T, size=count).squeeze(-1)
+    return Labelled(rows, labels_T[rows], None)
+
+
+@torch.compiler.disable
+def _count(which: Tensor) -> int:
+    return int(which.sum())
 
 
 def _packing_of_packed(

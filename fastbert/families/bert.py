@@ -6,6 +6,7 @@ states, (T, N); without one it is transformers' own, which is how calls fall bac
 Dimension key:  B batch   L padded length   T packed tokens   N features   V vocabulary   M labelled rows
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -78,12 +79,18 @@ class BertSelfAttention(stock.BertSelfAttention):
 
 class BertSelfOutput(stock.BertSelfOutput):
     def forward(
-        self, hidden_states: Tensor, input_tensor: Tensor, *, run: Run | None = None, stream: int = 0
+        self,
+        hidden_states: Tensor,
+        input_tensor: Tensor,
+        *,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
     ) -> Tensor:
         if run is None:
             return super().forward(hidden_states, input_tensor)
         return encoder.project_and_add(
-            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream
+            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream, rows
         )
 
     def fusions(self) -> Fusions:
@@ -91,11 +98,21 @@ class BertSelfOutput(stock.BertSelfOutput):
 
 
 class BertAttention(stock.BertAttention):
-    def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         if run is None:
             return super().forward(hidden_states, *args, **kwargs)
         context = self.self(hidden_states, run=run, stream=stream)
-        return self.output(context, hidden_states, run=run, stream=stream + 1)
+        if rows is not None:
+            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
+        return self.output(context, hidden_states, run=run, stream=stream + 1, rows=rows)
 
 
 class BertIntermediate(stock.BertIntermediate):
@@ -108,12 +125,18 @@ class BertIntermediate(stock.BertIntermediate):
 
 class BertOutput(stock.BertOutput):
     def forward(
-        self, hidden_states: Tensor, input_tensor: Tensor, *, run: Run | None = None, stream: int = 0
+        self,
+        hidden_states: Tensor,
+        input_tensor: Tensor,
+        *,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
     ) -> Tensor:
         if run is None:
             return super().forward(hidden_states, input_tensor)
         return encoder.project_and_add(
-            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream
+            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream, rows
         )
 
     def fusions(self) -> Fusions:
@@ -121,11 +144,25 @@ class BertOutput(stock.BertOutput):
 
 
 class BertLayer(stock.BertLayer):
-    def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
         if run is None:
             return super().forward(hidden_states, *args, **kwargs)
-        attended = self.attention(hidden_states, run=run, stream=stream)
-        return self.output(self.intermediate(attended), attended, run=run, stream=stream + 2)
+        attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
+        return self.output(self.intermediate(attended), attended, run=run, stream=stream + 2, rows=rows)
+
+
+@dataclass
+class _Encoded(BaseModelOutputWithPastAndCrossAttentions):
+    last_layer_input: Tensor | None = None
 
 
 class BertEncoder(stock.BertEncoder):
@@ -135,12 +172,15 @@ class BertEncoder(stock.BertEncoder):
         *args: Any,
         run: Run | None = None,
         wanted: set[int] | None = None,
+        rows: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if run is None:
             return super().forward(hidden_states, *args, **kwargs)
-        last, hidden = encoder.run_layers(hidden_states, self.layer, run, wanted or set())
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=cast(Any, hidden))
+        last, hidden, before = encoder.run_layers(hidden_states, self.layer, run, wanted or set(), rows)
+        return _Encoded(
+            last_hidden_state=last, hidden_states=cast(Any, hidden), last_layer_input=None if rows is None else before
+        )
 
 
 class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
@@ -175,10 +215,17 @@ class BertLMPredictionHead(stock.BertLMPredictionHead):
 
 @dataclass(frozen=True, eq=False)
 class PackedHidden:
-    """What a head gets that works on packed hidden states. In `BertModel`'s output instead of padded ones."""
+    """What a head gets that works on packed hidden states. In `BertModel`'s output instead of padded ones.
 
-    hidden_TN: Tensor
+    Attributes:
+        all_TN: returns all of them, or computes them.
+        labelled: which tokens have a label, where the head asked for that.  labelled_MN: their hidden states.
+    """
+
+    all_TN: Callable[[], Tensor]
     packing: Packing
+    labelled: _inputs.Labelled | None = None
+    labelled_MN: Tensor | None = None
 
 
 class _Built:
@@ -211,7 +258,7 @@ class BertModel(_Built, stock.BertModel):
         Raises:
             ValueError: naming the argument and the bound, see `fastbert.families._inputs`.
         """
-        keep_packed = kwargs.pop("_keep_packed", False)
+        keep_packed, token_labels = kwargs.pop("_keep_packed", False), kwargs.pop("_token_labels", None)
         reason = kwargs.pop("_fall_back", None) or self._why_not_packed(
             encoder_hidden_states, past_key_values, use_cache, attention_mask, kwargs
         )
@@ -227,8 +274,11 @@ class BertModel(_Built, stock.BertModel):
                 inputs_embeds,
                 cu_seqlens,
                 kwargs.get("max_length_q"),
+                token_labels,
             )
-            if inputs.pads_first and self.pooler is not None:
+            if inputs.labels_on_padding:
+                reason = "labels on padding"
+            elif inputs.pads_first and self.pooler is not None:
                 reason = "the pooler reads each row's first token, and one is padding"
         if inputs is None or reason is not None:
             _base.fall_back(self, reason or "")
@@ -255,15 +305,17 @@ class BertModel(_Built, stock.BertModel):
         layers = len(self.encoder.layer)
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         wanted = _wanted(selection, layers + 1)
+        rows = self._rows_read(inputs, selection)
         embedded_TN = self.embeddings(run=run, inputs=inputs)
-        encoded = self.encoder(embedded_TN, run=run, wanted=wanted)
+        encoded = self.encoder(embedded_TN, run=run, wanted=wanted, rows=rows)
         hidden_TN = encoded.last_hidden_state
         pooled = None
         if self.pooler is not None:
-            pooled = self.pooler(packing.first(hidden_TN)[:, None])
+            first_BN = packing.first(hidden_TN) if rows is None else packing.blank_empty(hidden_TN[: packing.sequences])
+            pooled = self.pooler(first_BN[:, None])
         last: Any
         if keep_packed:
-            last = PackedHidden(hidden_TN, packing)
+            last = self._packed_hidden(encoded, inputs, rows, run)
         else:
             last = encoded.hidden_states[layers] if layers in wanted else packing.unpack(hidden_TN)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
@@ -272,6 +324,42 @@ class BertModel(_Built, stock.BertModel):
             hidden_states=encoded.hidden_states if selection is not None and selection is not False else None,
         )
         return output.to_tuple() if kwargs.get("return_dict", self.config.return_dict) is False else output
+
+    def _rows_read(self, inputs: _inputs.Inputs, selection: Any) -> Tensor | None:
+        """The tokens whose last hidden state somebody reads: the first of each sequence, those with a label.
+
+        (R,) int64, which of the packed tokens they are; None for all.
+        """
+        if inputs.labelled is None or self.why_all_rows(selection):
+            return None
+        rows = inputs.labelled.rows
+        if self.pooler is not None:
+            rows = torch.cat([inputs.packing.first_rows(), rows])
+        return rows if rows.shape[0] < inputs.packing.tokens else None
+
+    def why_all_rows(self, selection: Any) -> str | None:
+        """Why the last layer runs for all tokens where a head reads only some, or None.
+
+        selection: of hidden states, as in `output_hidden_states`.
+        """
+        layers = self.encoder.layer
+        if not _base.state(self).last_layer_subset:
+            return "last_layer_subset=False"
+        if selection is not None and selection is not False:
+            return "output_hidden_states"
+        if not layers or any(encoder.is_hooked(module) for module in layers[-1].modules()):
+            return "the last layer is hooked" if layers else "there is no layer"
+        return None
+
+    def _packed_hidden(
+        self, encoded: _Encoded, inputs: _inputs.Inputs, rows: Tensor | None, run: Run
+    ) -> "PackedHidden":
+        hidden_TN, labelled = cast(Tensor, encoded.last_hidden_state), inputs.labelled
+        if rows is None or labelled is None:
+            labelled_MN = None if labelled is None else hidden_TN.index_select(0, labelled.rows)
+            return PackedHidden(lambda: hidden_TN, inputs.packing, labelled, labelled_MN)
+        all_TN = encoder.last_layer(cast(Tensor, encoded.last_layer_input), self.encoder.layer, run)
+        return PackedHidden(all_TN, inputs.packing, labelled, hidden_TN[rows.shape[0] - labelled.rows.shape[0] :])
 
     def _why_not_packed(
         self,
@@ -342,14 +430,10 @@ class _Head(_Built):
 
     bert: Any
 
-    def _encode(
-        self, token_labels: Tensor | None, attention_mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Any, PackedHidden | None]:
+    def _encode(self, token_labels: _inputs.TokenLabels | None, **kwargs: Any) -> tuple[Any, PackedHidden | None]:
         """The base model's output, and its packed hidden states where it did not fall back."""
-        if _base.labels_on_padding(token_labels, attention_mask):
-            kwargs["_fall_back"] = "labels on padding"
         kwargs["return_dict"] = True
-        output = self.bert(attention_mask=attention_mask, _keep_packed=True, **kwargs)
+        output = self.bert(_keep_packed=True, _token_labels=token_labels, **kwargs)
         last = output.last_hidden_state
         return output, last if isinstance(last, PackedHidden) else None
 
@@ -370,6 +454,10 @@ class _MaskedLMHead(_Head):
     cls: Any
     training: bool
 
+    def _token_labels(self, labels: Tensor | None, max_labels: int | None) -> _inputs.TokenLabels | None:
+        find = self.training and isinstance(self.cls.predictions, BertLMPredictionHead)
+        return None if labels is None else _inputs.TokenLabels(labels, find, max_labels)
+
     def _masked_lm(
         self, states: PackedHidden | None, padded: Any, labels: Tensor | None, num_items: Tensor | int | None
     ) -> tuple[Tensor | None, Any]:
@@ -378,21 +466,27 @@ class _MaskedLMHead(_Head):
             logits = self.cls.predictions(padded)
             loss = None if labels is None else _cross_entropy(logits, labels, num_items)
             return loss, logits
-        hidden_TN, packing = states.hidden_TN, states.packing
+        all_TN, packing, labelled = states.all_TN, states.packing, states.labelled
 
         def logits_BLV() -> Tensor:
-            return packing.unpack(self.cls.predictions(hidden_TN))
+            return packing.unpack(self.cls.predictions(all_TN()))
 
         if labels is None:
             return None, logits_BLV()
         _check_token_labels(labels, packing)
-        if not self.training or not isinstance(self.cls.predictions, BertLMPredictionHead):
+        if labelled is None:
             logits = logits_BLV()
             return _cross_entropy(logits, labels, num_items), logits
-        labels_T = packing.pack(labels)
-        rows_M = (labels_T != -100).nonzero().squeeze(-1)
-        loss = self.cls.predictions(hidden_TN[rows_M], labels=labels_T[rows_M], num_items=num_items)
+        loss = self.cls.predictions(states.labelled_MN, labels=labelled.labels, num_items=num_items)
+        if labelled.too_many is not None:
+            loss = torch.where(labelled.too_many, float("nan"), loss)
         return loss, _base.Deferred(logits_BLV)
+
+    def fusions(self) -> Fusions:
+        known = isinstance(self.cls.predictions, BertLMPredictionHead) and isinstance(self.bert, BertModel)
+        why = "a head that fastbert does not know" if not known else self.bert._foreign_part()
+        why = why or self.bert.why_all_rows(self.bert.config.output_hidden_states)
+        return [("last layer, in training: only the rows that are read", why)]
 
 
 class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
@@ -408,14 +502,19 @@ class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        max_labels: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' arguments and outputs; honours `num_items_in_batch`."""
+        """transformers' arguments and outputs; honours `num_items_in_batch`.
+
+        max_labels: at least as many as there are labels, best exactly: in training without an attention_mask nothing
+        waits for a GPU then. If there are more, the loss is NaN; a ValueError on a CPU.
+        """
         num_items = kwargs.pop("num_items_in_batch", None)
         output, states = self._encode(
-            labels,
-            attention_mask,
+            self._token_labels(labels, max_labels),
             input_ids=input_ids,
+            attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
@@ -440,9 +539,10 @@ class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
+        max_labels: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' arguments and outputs.
+        """transformers' arguments and outputs; `max_labels` as in BertForMaskedLM.
 
         With `num_items_in_batch`, the number of masked-LM labels of all accumulated batches, both losses are
         weighted with this batch's share of them.
@@ -450,9 +550,9 @@ class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
         num_items = kwargs.pop("num_items_in_batch", None)
         both = labels is not None and next_sentence_label is not None
         output, states = self._encode(
-            labels if both else None,
-            attention_mask,
+            self._token_labels(labels if both else None, max_labels),
             input_ids=input_ids,
+            attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
@@ -491,9 +591,9 @@ class BertForTokenClassification(_Head, stock.BertForTokenClassification):
         """transformers' arguments and outputs; honours `num_items_in_batch`. Logits of padding are zeros."""
         num_items = kwargs.pop("num_items_in_batch", None)
         output, states = self._encode(
-            labels,
-            attention_mask,
+            None if labels is None else _inputs.TokenLabels(labels),
             input_ids=input_ids,
+            attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
@@ -502,7 +602,7 @@ class BertForTokenClassification(_Head, stock.BertForTokenClassification):
         if states is None:
             logits = self.classifier(self.dropout(output.last_hidden_state))
         else:
-            logits = states.packing.unpack(self.classifier(self.dropout(states.hidden_TN)))
+            logits = states.packing.unpack(self.classifier(self.dropout(states.all_TN())))
         loss = None if labels is None else _cross_entropy(logits, labels, num_items)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
@@ -533,8 +633,8 @@ class BertForQuestionAnswering(_Head, stock.BertForQuestionAnswering):
             kwargs["_fall_back"] = "labels on padding"
         output, states = self._encode(
             None,
-            attention_mask,
             input_ids=input_ids,
+            attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
@@ -543,7 +643,7 @@ class BertForQuestionAnswering(_Head, stock.BertForQuestionAnswering):
         if states is None:
             logits = rows = self.qa_outputs(output.last_hidden_state)
         else:
-            logits_T2 = self.qa_outputs(states.hidden_TN)
+            logits_T2 = self.qa_outputs(states.all_TN())
             lowest = torch.finfo(logits_T2.dtype).min
             logits = rows = states.packing.unpack(logits_T2, lowest)
             if states.packing.shape[0] != states.packing.sequences:
