@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -348,6 +349,11 @@ def attention_gradients(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias. x: (M, K).  weight: (N, K).  bias: (N,). Returns (M, N)."""
+    return F.linear(x, weight, bias)
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, approximate: str, keep_pre: bool) -> tuple[Tensor, Tensor]:
     """y = gelu(pre),  with pre = x weight^T + bias.
 
@@ -506,6 +512,39 @@ def encoder(
         hidden_TN, _, _ = layer_norm(x_TN, None, hidden_TN, *norm, eps, hidden_dropout_p, seed, stream + 2)
         hidden_states.append(hidden_TN)
     return hidden_states
+
+
+def pretraining_loss(
+    weights: Mapping[str, Tensor],
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    labels: Tensor,
+    next_sentence_label: Tensor,
+    **options: Any,
+) -> Tensor:
+    """BERT's pretraining loss on packed tokens, masked LM + next sentence. Devlin et al. 2018, section 3.1.
+
+    Args:
+        weights: by the names of BERT's pretraining checkpoints, "bert.embeddings.word_embeddings.weight" and so on; the
+            decoder is the word table.
+        labels: (T,) int64, -100 where a token has none.  next_sentence_label: (B,) int64, 0 if the second sentence
+            follows.
+        options: keyword arguments of `encoder`.
+    """
+    body = {name.removeprefix("bert."): t for name, t in weights.items() if name.startswith("bert.")}
+    *_, hidden_TN = encoder(body, input_ids, token_type_ids, position_ids, cu_seqlens, **options)
+    pooled_BN = torch.tanh(F.linear(hidden_TN[cu_seqlens[:-1].long()], *_affine(body, "pooler.dense")))
+    next_sentence = F.cross_entropy(F.linear(pooled_BN, *_affine(weights, "cls.seq_relationship")), next_sentence_label)
+    labelled = labels != -100
+    head = "cls.predictions"
+    dense = _affine(weights, f"{head}.transform.dense")
+    x_MN, _ = linear_gelu(hidden_TN[labelled], *dense, options.get("approximate", "none"), False)
+    norm = _affine(weights, f"{head}.transform.LayerNorm")
+    x_MN, _, _ = layer_norm(x_MN, None, None, *norm, options["eps"], 0.0, None, 0)
+    logits_MV = F.linear(x_MN, body["embeddings.word_embeddings.weight"], weights[f"{head}.bias"])
+    return F.cross_entropy(logits_MV, labels[labelled]) + next_sentence
 
 
 def _affine(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
