@@ -62,6 +62,8 @@ def why_not_gelu(dense: nn.Module, activation: nn.Module) -> str | None:
     """Why `linear_activation` cannot be one operator, or None: for people."""
     if gelu_form(activation) is None:
         return f"{type(activation).__name__} is no GELU"
+    if is_plain(dense, nn.Linear) and dense.bias is None:
+        return "a Linear without a bias"
     return why_not_plain(dense, nn.Linear)
 
 
@@ -186,7 +188,7 @@ def _query_key_value(
         weights: list[Tensor] = [projection.weight for projection in (query, key, value)]
         biases: list[Tensor] = [projection.bias for projection in (query, key, value) if projection.bias is not None]
         if len(biases) in (0, 3):
-            qkv = F.linear(hidden_TN, torch.cat(weights), torch.cat(biases) if biases else None)
+            qkv = functional.linear(hidden_TN, torch.cat(weights), torch.cat(biases) if biases else None)
             return qkv.unflatten(-1, (3, -1, head_dim)), None, None
     q, k, v = (projection(hidden_TN).unflatten(-1, (-1, head_dim)) for projection in (query, key, value))
     return q, k, v
@@ -206,13 +208,25 @@ def project_and_add(
 
     rows: (M,) int64, which of the tokens these are, where they are not all.
     """
-    p = dropout_p(dropout)
     if not is_plain(norm, nn.LayerNorm):
-        return cast(Tensor, norm(F.dropout(dense(x), p) + residual_TN))
+        return cast(Tensor, norm(F.dropout(dense(x), dropout_p(dropout)) + residual_TN))
     if is_plain(dense, nn.Linear):
-        x, x_bias = F.linear(x, dense.weight), dense.bias
+        x, x_bias = functional.linear(x, dense.weight), dense.bias
     else:
         x, x_bias = dense(x), None
+    return _add_and_normalise(x, x_bias, dropout, norm, residual_TN, run, stream, rows)
+
+
+def _add_and_normalise(
+    x: Tensor,
+    x_bias: Tensor | None,
+    dropout: nn.Module,
+    norm: nn.LayerNorm,
+    residual_TN: Tensor,
+    run: Run,
+    stream: int,
+    rows: Tensor | None,
+) -> Tensor:
     return functional.layer_norm(
         x,
         norm.weight,
@@ -220,11 +234,43 @@ def project_and_add(
         residual=residual_TN,
         x_bias=x_bias,
         eps=norm.eps,
-        dropout_p=p,
+        dropout_p=dropout_p(dropout),
         seed=run.seed,
         stream=stream,
         rows=rows,
     )
+
+
+def feed_forward(
+    x: Tensor,
+    inner: nn.Module,
+    activation: nn.Module,
+    outer: nn.Module,
+    dropout: nn.Module,
+    norm: nn.Module,
+    run: Run,
+    stream: int,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """LayerNorm(dropout(outer(activation(inner(x)))) + x), the second half of a layer.
+
+    rows: (M,) int64, which of the tokens these are, where they are not all.
+
+    Raises:
+        TypeError: if `why_not_feed_forward` has a reason.
+    """
+    form = gelu_form(activation)
+    if form is None or not is_plain(inner, nn.Linear) or not is_plain(outer, nn.Linear):
+        raise TypeError(f"not fused: {why_not_feed_forward(inner, activation, outer, norm)}")
+    if not is_plain(norm, nn.LayerNorm):
+        raise TypeError(f"not fused: {why_not_plain(norm, nn.LayerNorm)}")
+    y = functional.feed_forward(x, inner.weight, inner.bias, outer.weight, approximate=form)
+    return _add_and_normalise(y, outer.bias, dropout, norm, x, run, stream, rows)
+
+
+def why_not_feed_forward(inner: nn.Module, activation: nn.Module, outer: nn.Module, norm: nn.Module) -> str | None:
+    """Why `feed_forward` cannot be one operator, or None."""
+    return why_not_gelu(inner, activation) or why_not_plain(outer, nn.Linear) or why_not_plain(norm, nn.LayerNorm)
 
 
 def linear_activation(x: Tensor, dense: nn.Module, activation: nn.Module) -> Tensor:

@@ -157,7 +157,32 @@ class BertLayer(stock.BertLayer):
         if run is None:
             return super().forward(hidden_states, *args, **kwargs)
         attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
-        return self.output(self.intermediate(attended), attended, run=run, stream=stream + 2, rows=rows)
+        inner, output = self.intermediate, self.output
+        if self._why_not_one_operator() is not None:
+            return output(inner(attended), attended, run=run, stream=stream + 2, rows=rows)
+        return encoder.feed_forward(
+            attended,
+            inner.dense,
+            inner.intermediate_act_fn,
+            output.dense,
+            output.dropout,
+            output.LayerNorm,
+            run,
+            stream + 2,
+            rows,
+        )
+
+    def _why_not_one_operator(self) -> str | None:
+        """Why the halves of the feed-forward are called one after the other, or None."""
+        inner, output = self.intermediate, self.output
+        return (
+            encoder.why_not_plain(inner, BertIntermediate)
+            or encoder.why_not_plain(output, BertOutput)
+            or encoder.why_not_feed_forward(inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm)
+        )
+
+    def fusions(self) -> Fusions:
+        return [("feed-forward in one operator, its GELU not kept", self._why_not_one_operator())]
 
 
 @dataclass
