@@ -157,7 +157,15 @@ def prepare(
 
     if token_labels is not None and token_labels.labels.shape != (B, L):
         token_labels = None
+    look = (limits.device.type == "cpu" or DEBUG) and not torch.compiler.is_compiling()
     count, on_padding = None, False
+    if (
+        token_labels is not None
+        and token_labels.find
+        and attention_mask is None
+        and (look or token_labels.at_most is None)
+    ):
+        count = _count(token_labels.labels)
     if cu_seqlens is not None:
         packing = _packing_of_packed((B, L), cu_seqlens, max_seqlen, attention_mask)
     elif attention_mask is None:
@@ -174,8 +182,7 @@ def prepare(
         inputs = replace(inputs, labels_on_padding=True)
     elif token_labels is not None and token_labels.find:
         inputs = replace(inputs, labelled=_labelled(token_labels, packing, count))
-    on_host = limits.device.type == "cpu" or DEBUG
-    if attention_mask is not None or (on_host and not torch.compiler.is_compiling()):
+    if attention_mask is not None or look:
         restarts = None
         if position_ids is not None and cu_seqlens is None:
             restarts = _restarts(position_ids.expand(B, L), attention_mask)
@@ -196,15 +203,14 @@ def _packing_from_mask(attention_mask: Tensor, token_labels: TokenLabels | None)
 
 
 def _labelled(token_labels: TokenLabels, packing: Packing, count: int | None) -> Labelled:
-    """count: how many there are, where that is known; without it and a bound, one synchronisation."""
+    """count: how many there are, where that is known instead of a bound."""
     labels_T, bound = packing.pack(token_labels.labels), token_labels.at_most
     labelled_T = labels_T != -100
-    on_host = labels_T.device.type == "cpu" and not torch.compiler.is_compiling()
-    if count is None and bound is not None and not on_host:
+    if count is None:
+        assert bound is not None
         rows = torch.nonzero_static(labelled_T, size=min(bound, packing.tokens), fill_value=-1).squeeze(-1)
         labels = labels_T[rows.clamp(min=0)].masked_fill(rows < 0, -100)
         return Labelled(rows.clamp(min=0), labels, labelled_T.sum() > bound)
-    count = _count(labelled_T) if count is None else count
     if bound is not None and count > bound:
         raise ValueError(f"max_labels is {bound}, but there are {count} labels")
     rows = torch.nonzero_static(labelled_T, size=count).squeeze(-1)
@@ -212,8 +218,8 @@ def _labelled(token_labels: TokenLabels, packing: Packing, count: int | None) ->
 
 
 @torch.compiler.disable
-def _count(which: Tensor) -> int:
-    return int(which.sum())
+def _count(labels: Tensor) -> int:
+    return int((labels != -100).sum())
 
 
 def _packing_of_packed(
