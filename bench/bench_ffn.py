@@ -1,4 +1,4 @@
-"""Linear + bias + GELU; its ceiling is the plain product."""
+"""Linear + bias + GELU, and the whole feed-forward; their ceiling is the plain products."""
 
 from typing import Any
 
@@ -45,6 +45,31 @@ def test_linear_gelu(case: dict[str, Any], bench: Bench) -> None:
     providers = {OURS: Provider(functional.linear_gelu), "PyTorch": Provider(eager)}
     if bench.compiles:
         providers["torch.compile"] = Provider(compiled(eager, dynamic=False))
-    passes = ("forward",) if case["pass"] == "forward" else ("dgrad", "wgrad")
+    passes = _passes(case)
     work = Work(flops=2 * M * N * K * len(passes), products=tuple((name, M, K, N) for name in passes))
     bench.operator("ffn", case, providers, inputs, work, exact=eager)
+
+
+def _passes(case: dict[str, Any]) -> tuple[str, ...]:
+    return ("forward",) if case["pass"] == "forward" else ("dgrad", "wgrad")
+
+
+def both_products(x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:
+    return F.linear(eager(x, weight, bias), out_weight)
+
+
+def test_feed_forward(case: dict[str, Any], bench: Bench) -> None:
+    M, K, dtype = case["tokens"], case["hidden"], getattr(torch, case["dtype"])
+    N = 4 * K
+
+    def inputs() -> Inputs:
+        leaves = torch.randn(M, K), torch.randn(N, K) * K**-0.5, torch.randn(N), torch.randn(K, N) * N**-0.5
+        return Inputs(tuple(t.to(bench.device, dtype) for t in leaves))
+
+    providers = {OURS: Provider(functional.feed_forward), "PyTorch": Provider(both_products)}
+    if bench.compiles:
+        providers["torch.compile"] = Provider(compiled(both_products, dynamic=False))
+    passes = _passes(case)
+    products = tuple((name, M, *shape) for shape in ((K, N), (N, K)) for name in passes)
+    work = Work(flops=4 * M * N * K * len(passes), products=products)
+    bench.operator("feed_forward", case, providers, inputs, work, exact=both_products)

@@ -33,8 +33,9 @@ from triton.compiler import ASTSource
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from bench import tune
 from fastbert import _library, functional  # noqa: F401  functional registers every operator
-from fastbert.kernels import _launch
+from fastbert.kernels import _launch, _product
 
 OUTPUT = Path(__file__).parent / "results/codegen.md"
 
@@ -209,12 +210,37 @@ def cross_entropy_cases() -> Iterator[Case]:
     yield cross_entropy("bf16", 30522, gradients=False)
 
 
+def product(dtype: str, activation: str | None, keep_pre: bool, aligned: bool = True, usual: bool = False) -> Case:
+    """With all tiles that `make tune` tries, and those of a call of the kernel itself."""
+
+    def launch() -> None:
+        K = 768 if aligned else 769
+        x, weight, bias = (torch.empty(*shape, dtype=DTYPES[dtype]) for shape in ((4099, K), (3072, K), (3072,)))
+        chip = _launch.chip(x.device)
+        tiles = tune.product_tiles(chip) if aligned and x.element_size() == 2 else []
+        for it in dict.fromkeys([_product.default_tiles(x.dtype, chip), *tiles]):
+            _product.launch(x, weight, bias, activation, keep_pre, it)
+
+    return Case("linear", dtype, launch, usual)
+
+
+def product_cases() -> Iterator[Case]:
+    yield product("bf16", "none", keep_pre=True, usual=True)
+    yield product("bf16", "none", keep_pre=False)
+    yield product("bf16", "tanh", keep_pre=True)
+    yield product("bf16", None, keep_pre=False, usual=True)
+    yield product("bf16", "none", keep_pre=True, aligned=False)
+    yield product("fp16", "none", keep_pre=True)
+    yield from (product(dtype, "none", keep_pre=True) for dtype in ("fp32", "tf32"))
+
+
 CASES: tuple[Callable[[], Iterator[Case]], ...] = (
     attention_cases,
     layer_norm_cases,
     embedding_cases,
     gelu_cases,
     cross_entropy_cases,
+    product_cases,
 )
 
 
@@ -521,7 +547,7 @@ def row(it: Report) -> tuple[str, ...]:
         " ".join(f"{_total(it.loop, name)}/{count(name)} {name}" for name in products),
         _widths(it.kernel, "LDG"),
         _widths(it.kernel, "LDGSTS") + (f" {count('UTMALDG')} TMA" if count("UTMALDG") else ""),
-        _widths(it.kernel, "STG"),
+        _widths(it.kernel, "STG") + (f" {count('UTMASTG')} TMA" if count("UTMASTG") else ""),
         count("LDS|LDSM"),
         count("STS|STSM"),
         count("BAR"),

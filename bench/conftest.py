@@ -22,7 +22,18 @@ from bench.record import Recorder, Run
 from bench.table import terminal_table
 
 SECONDS = {"cpu": 0.5, "cuda": 0.15}  # that a provider of a case is timed
-ORDER = ("roof", "attention", "layer_norm", "ffn", "cross_entropy", "embedding", "model", "breakdown", "memory")
+ORDER = (
+    "roof",
+    "attention",
+    "layer_norm",
+    "ffn",
+    "cross_entropy",
+    "linear",
+    "embedding",
+    "model",
+    "breakdown",
+    "memory",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -45,6 +45,7 @@ KERNELS = {  # name, colour in the roofline
     "layer_norm": ("LayerNorm", ORANGE),
     "embedding": ("embedding", PINK),
     "ffn": ("linear + GELU", GREEN),
+    "feed_forward": ("feed-forward", SKY),
     "cross_entropy": ("cross-entropy", VIOLET),
 }
 LINES = {  # colour, marker, line

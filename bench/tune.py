@@ -38,9 +38,10 @@ from bench.harness import TOLERANCE, disagreement
 from bench.record import Recorder, Row, Run, Timing, Work
 from bench.shapes import VOCABULARY, tokens_of
 from bench.table import duration, rate
-from fastbert import reference
-from fastbert.kernels import _launch, attention, embedding, layer_norm
+from fastbert import functional, reference
+from fastbert.kernels import _launch, _product, attention, embedding, ffn, layer_norm
 from fastbert.kernels._launch import Blocks
+from fastbert.kernels._product import Product, Tiles, size_class
 
 ROOT = Path(__file__).parents[1]
 TOKENS = 65536
@@ -75,6 +76,31 @@ _PAIRS: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {
     ("_programs_and_warps", 1024): ((4, 4), (4, 8)),
 }
 _CHUNKS = 64, 16, 128
+_FORMS = ("none", True), ("none", False)  # GELU and whether its input is kept: training, inference
+_PLAIN_PRODUCTS = (1024, 3072), (768, 2304), (4096, 1024), (3072, 768), (1024, 1024), (768, 768)  # K and N
+# Tiles of products, likewise: through TMA, and with pointers, by compute capability
+_PRODUCT_TILES: dict[tuple[int, int], tuple[Tiles, ...]] = {
+    (9, 0): (
+        Tiles(128, 128, 64, 4, 3, programs=2, PARTS=2),
+        Tiles(128, 256, 64, 8, 4, PARTS=2),
+        Tiles(128, 256, 64, 8, 3, PARTS=2),
+        Tiles(128, 256, 64, 8, 4, PARTS=2, GROUP_M=16),
+        Tiles(128, 128, 64, 8, 3, programs=2, PARTS=2),
+        Tiles(256, 128, 64, 8, 3, PARTS=2),
+        Tiles(128, 64, 64, 4, 4, programs=2),
+    ),
+    (8, 0): (
+        Tiles(128, 128, 64, 8, 3),
+        Tiles(128, 128, 32, 8, 4),
+        Tiles(128, 64, 32, 4, 4),
+    ),
+}
+
+
+def product_tiles(chip: _launch.Chip) -> tuple[Tiles, ...]:
+    """What is tried on a chip: those of the newest one that is no newer."""
+    known = [capability for capability in _PRODUCT_TILES if capability <= chip.capability]
+    return _PRODUCT_TILES[max(known)] if known else ()
 
 
 class Candidate(NamedTuple):
@@ -122,18 +148,20 @@ def questions(device: str, smallest: bool) -> list[Question]:
     """
     small = smallest or device == "cpu"
     attend, norm = partial(_attention, device, small), partial(_layer_norm, device, small)
-    both = 0.0, 0.1
+    product, both = partial(_product_question, device, small), (0.0, 0.1)
     asked = [
         *(attend("fwd", "512", p) for p in both),
         *(attend("one_block", "128", p) for p in both),
         *(attend(pass_, "512", p) for p in both for pass_ in ("dq", "dkdv")),
         *(attend("fwd", "128", p) for p in both),
+        *(product(M, N, 4 * N, form, keep) for M in (65536, 16384) for N in (768, 1024) for form, keep in _FORMS),
         *(norm(pass_, N, 0.1) for pass_ in ("forward", "backward") for N in (768, 1024)),
         *(_embedding(device, small, what, N) for N in (768, 1024) for what in ("forward", "programs", "chunk")),
         *(attend(pass_, "wikipedia", 0.1) for pass_ in ("fwd", "dq", "dkdv")),
         *(attend(pass_, "512", 0.1, dtype="float16") for pass_ in ("fwd", "dq", "dkdv")),
         *(attend("fwd", "128", p, head_dim=32) for p in both),
         attend("one_block", "128", 0.1, head_dim=32),
+        *(product(M, *shape, None, False) for M in (65536, 16384) for shape in _PLAIN_PRODUCTS),
         *(norm("forward", N, 0.0) for N in (768, 1024)),
         attend("fwd", "squad", 0.0),
         *(attend(pass_, "512", 0.1, head_dim=128) for pass_ in ("fwd", "dq", "dkdv")),
@@ -246,6 +274,41 @@ def _embedding(device: str, small: bool, what: str, hidden: int) -> Question:
         ready,
         Work(bytes=rows * N * 2),
     )
+
+
+def _product_question(
+    device: str, small: bool, tokens: int, inner: int, outer: int, activation: str | None, keep_pre: bool
+) -> Question:
+    """cuBLAS, with the GELU's kernel behind it, against the Triton product."""
+    M, K, N = (3, inner // 16, outer // 16) if small else (tokens, inner, outer)
+    chip = _launch.chip(_device(device))
+    entry = Product(chip.capability, torch.bfloat16, activation, N, K, size_class(M))
+
+    def ready() -> Ready:
+        x, weight, bias = (_random(*shape, device=device) for shape in ((M, K), (N, K), (N,)))
+        weight *= K**-0.5
+        if activation is None:
+            return _ready(lambda *given: (functional.linear(*given),), _plain_product, (x, weight, bias))
+        return _ready(ffn.linear_gelu_fwd, reference.linear_gelu, (x, weight, bias, activation, keep_pre))
+
+    def candidate(tiles: Tiles) -> Candidate:
+        key = f"Product({chip.capability}, torch.bfloat16, {activation!r}, {N}, {K}, {entry.rows})"
+        return Candidate({entry: tiles}, f"{key}: {tiles!r},")
+
+    what = "linear" if activation is None else "linear_gelu, kept" if keep_pre else "linear_gelu"
+    return Question(
+        {"what": what, "tokens": M, "in": K, "out": N, "dtype": "bfloat16", "dropout": 0.0},
+        _product,
+        "TILES",
+        "kernels/_product.py: TILES",
+        {"cuBLAS": Candidate({}, ""), **{str(tiles): candidate(tiles) for tiles in product_tiles(chip)}},
+        ready,
+        Work(flops=2 * M * N * K, products=(("forward", M, K, N),)),
+    )
+
+
+def _plain_product(*given: Tensor) -> tuple[Tensor, ...]:
+    return (reference.linear(*given),)
 
 
 def _pairs(

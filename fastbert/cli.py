@@ -177,6 +177,16 @@ def fill_mask_command(
         console.print(table)
 
 
+@app.command("report")
+def report_command(model: Model, *, dtype: DtypeOption = Dtype.fp32, device: DeviceOption = None) -> None:
+    """What is fused in this checkpoint's model, what is not, and which way each of its matrix products takes."""
+    from fastbert import patch, report
+    from fastbert.verify import load_architecture
+
+    loaded = patch(load_architecture(model)).to(device=_device(device), dtype=_dtype(dtype))
+    typer.echo(report(loaded))
+
+
 @app.command("verify")
 def verify_command(
     model: Model,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from fastbert import _library
 from fastbert.families import CLASSES, _base
+from fastbert.kernels import _product
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -72,6 +73,7 @@ class Report:
     Attributes:
         fused: for each part of the model, how many layers have it fused.
         plain: what runs unfused, and why.
+        products: for each matrix product of the layers, which way it takes, and why.
         backends: for each operator, what serves it on the model's device.
         packed_calls: forward passes through the packed encoder.  fallbacks: the others, by reason.
     """
@@ -80,6 +82,7 @@ class Report:
     device: str
     fused: Counter[str]
     plain: Counter[str]
+    products: Counter[str]
     backends: dict[str, str]
     packed_calls: int
     fallbacks: Counter[str]
@@ -89,6 +92,7 @@ class Report:
         lines += ["fused:", *(f"  {count:3} x {part}" for part, count in self.fused.items())]
         if self.plain:
             lines += ["not fused:", *(f"  {count:3} x {why}" for why, count in self.plain.items())]
+        lines += ["products:", *(f"  {count:3} x {way}" for way, count in self.products.items())]
         lines += ["operators:", *(f"  {name}: {backend}" for name, backend in self.backends.items())]
         lines.append(f"calls: {self.packed_calls} packed, {self.fallbacks.total()} fell back to transformers")
         lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
@@ -106,6 +110,8 @@ def report(model: nn.Module) -> Report:
         raise ValueError(f"{type(model).__name__} is not patched")
     fused: Counter[str] = Counter()
     plain: Counter[str] = Counter()
+    products: Counter[str] = Counter()
+    weight = next(fast[0].parameters())
     packed_calls, fallbacks = 0, Counter[str]()
     for module in fast:
         if isinstance(module, PreTrainedModel):
@@ -117,5 +123,10 @@ def report(model: nn.Module) -> Report:
                 fused[part] += 1
             else:
                 plain[f"{part}: {why}"] += 1
-    device = next(fast[0].parameters()).device.type
-    return Report(type(model).__name__, device, fused, plain, _library.backends(device), packed_calls, fallbacks)
+        of_module: Callable[[], list[tuple[int, int, str | None]]] = getattr(module, "products", list)
+        for K, N, form in of_module():
+            way = _product.why(weight.device, weight.dtype, form, N, K)
+            products[f"{K} -> {N}{'' if form is None else ' + GELU'}: {way}"] += 1
+    device = weight.device.type
+    backends = _library.backends(device)
+    return Report(type(model).__name__, device, fused, plain, products, backends, packed_calls, fallbacks)

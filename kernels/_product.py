@@ -50,35 +50,67 @@ class Tiles(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What an entry is for: a weight (N, K), and the GELU's form behind it, "none" or "tanh", or None."""
+    """What an entry of TILES is for.
+
+    Attributes:
+        activation: the GELU's form behind it, "none" or "tanh", or None.
+        N, K: of the weight.
+        rows: of x, as `size_class` has them.
+    """
 
     capability: tuple[int, int]
     dtype: torch.dtype
     activation: str | None
     N: int
     K: int
+    rows: int
 
 
-# By rows of x, from which on it holds: tiles, or None for cuBLAS. Each with GPU, date, its time and cuBLAS's.
-TILES: dict[Product, dict[int, Tiles | None]] = {}
+# Only what was measured to be faster than cuBLAS; each line with the GPU, the date, and by how much.
+TILES: dict[Product, Tiles] = {}
+
+
+def size_class(rows: int) -> int:
+    """1, 4, 16, ... 65536: the largest that is not above."""
+    return min(65536, 1 << max(0, rows.bit_length() - 1) // 2 * 2)
 
 
 def tiles_for(x: Tensor, weight: Tensor, activation: str | None) -> Tiles | None:
     """What TILES has for this product, or None: cuBLAS."""
     if not TILES:
         return None
-    entry = TILES.get(Product(_launch.chip(x.device).capability, x.dtype, activation, *weight.shape), {})
-    reached = [rows for rows in entry if rows <= x.shape[0]]
-    return entry[max(reached)] if reached else None
+    (M, K), N = x.shape, weight.shape[0]
+    return TILES.get(Product(_launch.chip(x.device).capability, x.dtype, activation, N, K, size_class(M)))
+
+
+def why(device: torch.device, dtype: torch.dtype, activation: str | None, N: int, K: int) -> str:
+    """Which way a product takes, and why: for people."""
+    if device.type != "cuda":
+        return "PyTorch, not on a GPU"
+    if dtype == torch.float64:
+        return "PyTorch, in float64"
+    cublas = "cuBLAS" if activation is None else "cuBLAS, then a kernel for the GELU"
+    capability = _launch.chip(device).capability
+    entries = {it.rows: tiles for it, tiles in TILES.items() if it[:5] == (capability, dtype, activation, N, K)}
+    if not entries:
+        name = f"sm_{capability[0]}{capability[1]}, {str(dtype).removeprefix('torch.')}"
+        return f"{cublas}: no tiles were measured to be faster ({name})"
+    measured = [f"{_rows(rows)} tiles {tiles}" for rows, tiles in sorted(entries.items())]
+    return f"Triton, measured to be faster: {', '.join(measured)}; else {cublas}"
+
+
+def _rows(size: int) -> str:
+    return f"from {size} tokens on" if size == size_class(2**30) else f"{size} to {4 * size - 1} tokens"
 
 
 def default_tiles(dtype: torch.dtype, chip: _launch.Chip) -> Tiles:
     """For a call of the kernel itself."""
     if dtype == torch.float32:
         return Tiles(64, 64, 32, 4, 2) if _launch.precision(dtype) == "tf32" else Tiles(64, 64, 16, 4, 2)
-    if chip.capability >= (9, 0):
-        return Tiles(128, 256, 64, 8, 3, PARTS=2)
-    return Tiles(128, 128, 32, 4, 3)
+    return Tiles(128, 256, 64, 8, 3, PARTS=2) if chip.capability >= (9, 0) else POINTER_TILES
+
+
+POINTER_TILES = Tiles(128, 128, 32, 8, 4)
 
 
 @triton.jit
@@ -204,8 +236,8 @@ def launch(
         return y, pre
     out = y, pre if keep_pre else None
     chip, flags = _launch.chip(x.device), {"ACTIVATION": activation, "PRECISION": _launch.precision(x.dtype)}
-    count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
     if takes_tma(chip, x, weight, y):
+        count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
         programs = min(count, tiles.programs * chip.processors)
         part = [tiles.M, tiles.N // tiles.PARTS]
         _product_tma_kernel[(programs,)](
@@ -214,6 +246,9 @@ def launch(
             M, N, K, **flags, **tiles.meta(),
         )  # fmt: skip
     else:
+        if chip.capability >= (9, 0) and x.dtype != torch.float32:
+            tiles = POINTER_TILES  # the others are for TMA
+        count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
         _product_kernel[(count,)](
             x, weight, bias, *out, M, N, K, x.stride(0), weight.stride(0),
             **flags, EVEN_K=K % tiles.K == 0, **tiles.meta(),

@@ -99,10 +99,17 @@ def test_info_names_every_operator(run: Run) -> None:
         assert operator in out
 
 
+def test_report_names_what_is_fused_and_the_way_of_each_product(run: Run, mlm_checkpoint: str) -> None:
+    status, out, err = run("report", mlm_checkpoint)
+    assert (status, err) == (0, "")
+    assert "packed attention" in out
+    assert "32 -> 64 + GELU: PyTorch, not on a GPU" in out
+
+
 def test_help_lists_the_commands(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    assert all(command in out for command in ("info", "embed", "fill-mask", "verify", "demo"))
+    assert all(command in out for command in ("info", "report", "embed", "fill-mask", "verify", "demo"))
 
 
 def test_embed_writes_a_row_for_each_line(run: Run, checkpoint: str, texts: Path, tmp_path: Path) -> None:

@@ -69,6 +69,16 @@ def test_usual_launches_have_no_faults(reports: list[codegen.Report]) -> None:
     assert not {codegen.row(report)[:3]: report.faults for report in reports if report.faults}
 
 
+def test_on_hopper_products_go_through_tma_and_warp_group_instructions(reports: list[codegen.Report]) -> None:
+    products = [it for it in reports if it.launch.kernel == "_product_tma_kernel"]
+    assert len(products) > 10
+    for it in products:
+        opcodes = {opcode.partition(".")[0] for opcode in it.kernel}
+        assert {"UTMALDG", "UTMASTG", "HGMMA"} <= opcodes
+        assert not opcodes & {"LDGSTS", "HMMA", "LDL", "STL"}
+        assert it.programs >= it.launch.options["num_warps"] // 8
+
+
 def test_the_table_shows_what_was_compiled(reports: list[codegen.Report]) -> None:
     table = codegen.markdown(reports)
     for report in reports:

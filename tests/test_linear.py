@@ -44,8 +44,9 @@ def _use(monkeypatch: pytest.MonkeyPatch, *products: tuple[Tensor, Tensor, str |
         _product,
         "TILES",
         {
-            Product(_launch.chip(x.device).capability, x.dtype, activation, *weight.shape): {0: tiles}
+            Product(_launch.chip(x.device).capability, x.dtype, activation, *weight.shape, rows): tiles
             for x, weight, activation in products
+            for rows in (1, 4, 16, 64)
         },
     )
 
@@ -164,13 +165,14 @@ def test_any_size(M: int, K: int, N: int, dtype: torch.dtype, capability: tuple[
         assert_operator_accurate(linear_fwd, reference.linear, arguments)
 
 
-def test_the_largest_number_of_rows_that_is_reached_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_are_for_a_size_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = {1: 1, 3: 1, 4: 4, 63: 16, 64: 64, 16383: 4096, 16384: 16384, 65535: 16384, 65536: 65536, 10**7: 65536}
+    assert {rows: _product.size_class(rows) for rows in classes} == classes
     x, weight, _ = _inputs(100, 8, 16, torch.bfloat16)
-    small, large = TILES, TILES._replace(M=64)
-    key = Product(_launch.chip(x.device).capability, torch.bfloat16, None, 16, 8)
-    monkeypatch.setattr(_product, "TILES", {key: {50: small, 100: None, 10: large}})
-    answers = [_product.tiles_for(x[:rows], weight, None) for rows in (9, 10, 49, 50, 99, 100)]
-    assert answers == [None, large, large, small, small, None]
+    entry = Product(_launch.chip(x.device).capability, torch.bfloat16, None, 16, 8, 16)
+    monkeypatch.setattr(_product, "TILES", {entry: TILES})
+    answers = [_product.tiles_for(x[:rows], weight, None) for rows in (15, 16, 63, 64)]
+    assert answers == [None, TILES, TILES, None]
     assert _product.tiles_for(x[:60], weight, "none") is None
     assert _product.tiles_for(x[:60].half(), weight.half(), None) is None
     assert _product.tiles_for(x[:60], weight[:8], None) is None

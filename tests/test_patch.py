@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 import fastbert
+from fastbert.kernels import _launch, _product
 from tests.models import assert_gradients_close, batch, mask_named, minilm, no_dropout, pair, tiny_config
 
 
@@ -77,6 +78,29 @@ def test_report_says_what_is_fused_and_why_not() -> None:
     assert report.plain["linear + bias + GELU: ReLU is no GELU"] == 3
     assert "0 packed, 0 fell back" in str(report)
     assert "attention_fwd: " in str(report)
+
+
+def test_report_says_which_way_each_product_takes_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair("BertForMaskedLM")
+    products = fastbert.report(fastbert.patch(model)).products
+    assert {text.partition(":")[0]: count for text, count in products.items()} == {
+        "48 -> 144": 3,
+        "48 -> 48": 3,
+        "48 -> 96 + GELU": 3,
+        "96 -> 48": 3,
+        "48 -> 48 + GELU": 1,
+    }
+    gpu, bf16 = torch.device("cuda", 0), torch.bfloat16
+    monkeypatch.setattr(_launch, "chip", lambda device: _launch.Chip((9, 0), 132))
+    tiles = _product.Tiles(128, 256, 64, 8, 3)
+    entries = {_product.Product((9, 0), bf16, "none", 96, 48, rows): tiles for rows in (16384, 65536)}
+    monkeypatch.setattr(_product, "TILES", entries)
+    way = _product.why(gpu, bf16, "none", 96, 48)
+    assert way.startswith("Triton, measured to be faster: 16384 to 65535 tokens tiles 128x256x64")
+    assert "from 65536 tokens on tiles" in way
+    assert way.endswith("else cuBLAS, then a kernel for the GELU")
+    assert _product.why(gpu, bf16, None, 96, 48) == "cuBLAS: no tiles were measured to be faster (sm_90, bfloat16)"
+    assert _product.why(gpu, torch.float64, None, 96, 48) == "PyTorch, in float64"
 
 
 class TestReplacedParts:

@@ -18,7 +18,7 @@ from triton.runtime.errors import OutOfResources
 from bench import clock, tune
 from bench.record import Recorder, Row, Run, Timing
 from bench.tune import Candidate, Question
-from fastbert.kernels import _launch, _norm, layer_norm
+from fastbert.kernels import _launch, _norm, _product, layer_norm
 
 pytestmark = pytest.mark.kernel
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a CPU no kernel is launched")
@@ -65,6 +65,17 @@ def label(question: Question) -> str:
 def test_the_current_candidate_is_what_the_launcher_takes(question: Question) -> None:
     original, current = getattr(question.module, question.attribute), question.candidates[question.current].replacement
     step = question.ready().step
+    if question.attribute == "TILES":
+        assert current == original
+        with mock.patch.object(_product, "launch", side_effect=_product.launch) as launch:
+            step()
+            assert not launch.called
+            for candidate in list(question.candidates.values())[1:]:
+                with mock.patch.object(_product, "TILES", candidate.replacement):
+                    step()
+                (tiles,) = candidate.replacement.values()
+                assert launch.call_args.args[-1] == tiles
+        return
     if not callable(original):
         assert current == original
         with mock.patch.object(question.module, question.attribute, 0), pytest.raises(ZeroDivisionError):
@@ -89,12 +100,16 @@ def test_pasted_lines_say_what_was_tried(question: Question) -> None:
         assert f"# {run.name}, {run.date}" in pasted
         assert "100.0%" in pasted
         take = candidate.replacement
+        names: dict[str, Any] = {}
         if question.attribute == "CHUNK":
-            names: dict[str, int] = {}
             exec(pasted, names)
             assert names["CHUNK"] == take
             continue
-        ((key, value),) = eval("{" + pasted + "}", {"_launch": _launch}).items()
+        names = {"_launch": _launch, "torch": torch, "Product": _product.Product, "Tiles": _product.Tiles}
+        ((key, value),) = eval("{" + pasted + "}", names).items()
+        if question.attribute == "TILES":
+            assert {key: value} == take
+            continue
         chip = _launch.Chip((9, 0), 132)
         if question.attribute == "_blocks":
             assert value == take(key, question.case["head_dim"], torch.bfloat16, 512, chip)

@@ -29,6 +29,14 @@ from fastbert.families import _base, _inputs
 from fastbert.packing import Packing
 
 Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
+Products = list[tuple[int, int, str | None]]  # of a module: features in and out, and the form of a GELU behind it
+
+
+def _product(dense: nn.Module, activation: nn.Module | None = None) -> Products:
+    """None of a module that is called: what it computes is its own business."""
+    if not encoder.is_plain(dense, nn.Linear):
+        return []
+    return [(dense.in_features, dense.out_features, encoder.gelu_form(activation))]
 
 
 class BertEmbeddings(stock.BertEmbeddings):
@@ -76,6 +84,10 @@ class BertSelfAttention(stock.BertSelfAttention):
     def fusions(self) -> Fusions:
         return [("packed attention", None)]
 
+    def products(self) -> Products:
+        """All three at once, as where there are tokens enough."""
+        return [(K, 3 * N, form) for K, N, form in _product(self.query)]
+
 
 class BertSelfOutput(stock.BertSelfOutput):
     def forward(
@@ -95,6 +107,9 @@ class BertSelfOutput(stock.BertSelfOutput):
 
     def fusions(self) -> Fusions:
         return [("bias + dropout + residual + LayerNorm", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+
+    def products(self) -> Products:
+        return _product(self.dense)
 
 
 class BertAttention(stock.BertAttention):
@@ -122,6 +137,9 @@ class BertIntermediate(stock.BertIntermediate):
     def fusions(self) -> Fusions:
         return [("linear + bias + GELU", encoder.why_not_gelu(self.dense, self.intermediate_act_fn))]
 
+    def products(self) -> Products:
+        return _product(self.dense, self.intermediate_act_fn)
+
 
 class BertOutput(stock.BertOutput):
     def forward(
@@ -141,6 +159,9 @@ class BertOutput(stock.BertOutput):
 
     def fusions(self) -> Fusions:
         return [("bias + dropout + residual + LayerNorm", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+
+    def products(self) -> Products:
+        return _product(self.dense)
 
 
 class BertLayer(stock.BertLayer):
@@ -218,6 +239,9 @@ class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
 
     def fusions(self) -> Fusions:
         return [("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.transform_act_fn))]
+
+    def products(self) -> Products:
+        return _product(self.dense, self.transform_act_fn)
 
 
 class BertLMPredictionHead(stock.BertLMPredictionHead):
