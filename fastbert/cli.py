@@ -183,8 +183,8 @@ def report_command(model: Model, *, dtype: DtypeOption = Dtype.fp32, device: Dev
     from fastbert import patch, report
     from fastbert.verify import load_architecture
 
-    loaded = patch(load_architecture(model)).to(device=_device(device), dtype=_dtype(dtype))
-    typer.echo(report(loaded))
+    loaded: torch.nn.Module = patch(load_architecture(model))
+    typer.echo(report(loaded.to(_device(device), _dtype(dtype))))
 
 
 @app.command("verify")
