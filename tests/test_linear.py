@@ -53,7 +53,7 @@ def _use(monkeypatch: pytest.MonkeyPatch, *products: tuple[Tensor, Tensor, str |
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize(("M", "K", "N"), [(1, 768, 33), (75, 48, 136), (200, 100, 264), (37, 7, 1), (0, 8, 8)])
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 768, 33), (75, 40, 136), (200, 104, 264), (37, 7, 1), (0, 8, 8)])
 @pytest.mark.usefixtures("poisoned_allocations")
 def test_accuracy(
     M: int,
@@ -72,7 +72,7 @@ def test_accuracy(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-@pytest.mark.parametrize(("M", "K", "N"), [(1, 40, 33), (75, 48, 136), (0, 8, 8)])
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 40, 33), (75, 40, 136), (0, 8, 8)])
 @pytest.mark.usefixtures("poisoned_allocations")
 def test_with_gelu(
     M: int,
@@ -112,7 +112,7 @@ def test_any_tiles(tiles: Tiles, chip: str, device: str, monkeypatch: pytest.Mon
 
 def test_rows_of_wider_tensors(chip: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting anywhere: what TMA cannot reach takes pointers."""
-    for columns, start in ((8, 0), (8, 8), (3, 0), (8, 1)):
+    for columns, start in ((8, 0), (8, 8), (3, 0), (7, 1)):
         x, weight, bias = _inputs(70, 40, 72, torch.float16, device)
         x, weight = (F.pad(t, (start, columns), value=float("nan"))[:, start : start + 40] for t in (x, weight))
         _use(monkeypatch, (x, weight, None))
