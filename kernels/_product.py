@@ -133,9 +133,7 @@ def _with_bias(acc, bias_ptr, cols, N):
 @triton.jit
 def _halves(acc):
     """The left and the right half of its columns."""
-    M: tl.constexpr = acc.shape[0]
-    N: tl.constexpr = acc.shape[1]
-    return tl.split(tl.permute(tl.reshape(acc, [M, 2, N // 2]), [0, 2, 1]))
+    return tl.split(tl.permute(tl.reshape(acc, [acc.shape[0], 2, acc.shape[1] // 2]), [0, 2, 1]))
 
 
 @triton.jit
