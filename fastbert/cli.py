@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastbert.errors import InputError
+from fastbert.terminal import note, progress
+
 if TYPE_CHECKING:
     import torch
 
@@ -131,15 +134,15 @@ def embed(
             max_length=max_length,
         )
         start = time.perf_counter()
-        with _progress("reading", len(lines), "texts") as advance:
+        with progress("reading", len(lines), "texts") as advance:
             tokens = embedder.tokenize(lines, advance)
         _warn_of_tokenizer(tokens, model)
-        with _progress("embedding", len(lines), "texts") as advance:
+        with progress("embedding", len(lines), "texts") as advance:
             vectors = embedder.encode(tokens, advance)
         seconds = time.perf_counter() - start
         save(vectors)
     cut = int((tokens.lengths == embedder.max_length).sum())
-    _note(
+    note(
         f"{len(lines):,} texts, {int(tokens.lengths.sum()):,} tokens"
         + (f" ({cut:,} texts at the limit of {embedder.max_length} tokens)" if cut else "")
         + f" in {seconds:.1f} s, {len(lines) / seconds:,.0f} texts/s: {output} {vectors.shape}"
@@ -216,7 +219,7 @@ def verify_command(
         limit = max_tokens(loaded)
         sequences = tokenizer(lines[:_VERIFY_TEXTS], truncation=True, max_length=limit)["input_ids"]
         material = f"the first {len(sequences)} of {len(lines)} texts" if len(lines) > _VERIFY_TEXTS else str(text)
-    with _progress("verifying", len(MASKS), "masks") as advance:
+    with progress("verifying", len(MASKS), "masks") as advance:
         found = verify(loaded, sequences, dtype=_dtype(dtype), device=target, tolerance=tolerance, progress=advance)
     _print_verification(found, model, material, dtype.value, tolerance)
     if not found.ok:
@@ -250,13 +253,13 @@ def demo_command(
     )
     fables = demo.load_fables()
     tokens = fast.tokenize([fable.text for fable in fables])
-    with _progress("embedding", len(fables), "fables") as advance:
+    with progress("embedding", len(fables), "fables") as advance:
         vectors = fast.encode(tokens, advance)
     for answer in demo.search(fast, fables, vectors):
         console.print(Text(f'\n"{answer.query}"', style="italic"))
         for title, score in answer.hits:
             console.print(Text(f"  {score:.2f}  {title}"), highlight=False)
-    with _progress("comparing", None, "fables") as advance:
+    with progress("comparing", None, "fables") as advance:
         compared = demo.compare(fast, stock, tokens, progress=advance)
     _print_comparison(console, compared)
 
@@ -361,29 +364,23 @@ def _mistake(error: Exception) -> str | None:
     """One line about what the user can mend, or None for a fault of ours."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    inference, torch = sys.modules.get("fastbert.inference"), sys.modules.get("torch")
-    if inference is not None and isinstance(error, inference.InputError):
+    torch = sys.modules.get("torch")
+    if isinstance(error, InputError):
         return str(error)
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return "the GPU has not enough memory: try fewer --batch-tokens, --dtype bf16 or --device cpu"
     return None
 
 
-def _note(message: str) -> None:
-    print(f"fastbert: {message}", file=sys.stderr)
-
-
 def _warn_of_tokenizer(tokens: "Tokens", model: str) -> None:
     if tokens.unknown > _MANY_UNKNOWN * len(tokens.ids):
-        _note(f"warning: {tokens.unknown:,} of {len(tokens.ids):,} tokens are unknown to the tokenizer of {model}")
+        note(f"warning: {tokens.unknown:,} of {len(tokens.ids):,} tokens are unknown to the tokenizer of {model}")
     vocabulary = Path(model) / "vocab.txt"
     settings = ("tokenizer.json", "tokenizer_config.json")
     if vocabulary.is_file() and not any((Path(model) / name).is_file() for name in settings):
         words = vocabulary.read_text(encoding="utf-8").splitlines()
         if any(word != word.lower() and not word.startswith("[") for word in words):
-            _note(
-                f"warning: {vocabulary} has capitals, but no tokenizer_config.json: transformers lower-cases the text"
-            )
+            note(f"warning: {vocabulary} has capitals, but no tokenizer_config.json: transformers lower-cases the text")
 
 
 def _dtype(dtype: Dtype) -> "torch.dtype":
@@ -394,8 +391,6 @@ def _dtype(dtype: Dtype) -> "torch.dtype":
 
 def _device(name: str | None) -> "torch.device":
     import torch
-
-    from fastbert.inference import InputError
 
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -432,12 +427,10 @@ def _where(device: "torch.device | str") -> str:
 
 def _read_texts(path: Path) -> list[str]:
     """Lines of a UTF-8 file, only \\n and \\r\\n ending them."""
-    from fastbert.inference import InputError
-
     name = "stdin" if str(path) == "-" else str(path)
     if name == "stdin":
         if sys.stdin.isatty():
-            _note("reading texts from the terminal, one a line; Ctrl-D ends them")
+            note("reading texts from the terminal, one a line; Ctrl-D ends them")
         content = sys.stdin.buffer.read()
     else:
         content = path.read_bytes()
@@ -457,8 +450,6 @@ def _read_texts(path: Path) -> list[str]:
 def _written_at_once(path: Path) -> Iterator[Callable[[object], None]]:
     """A function that saves an array; the file appears at the end, whole, or not at all."""
     import numpy as np
-
-    from fastbert.inference import InputError
 
     if path.exists() and not path.is_file():
         raise InputError(f"cannot write {path}: it is no regular file")
@@ -483,38 +474,6 @@ def _written_at_once(path: Path) -> Iterator[Callable[[object], None]]:
     finally:
         file.close()
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """A function that advances a bar on stderr, which shows up after a second, and only on a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(what, total=total, rate="")
-    start, done, shown = time.perf_counter(), 0, False
-
-    def advance(count: int) -> None:
-        nonlocal done, shown
-        done += count
-        seconds = time.perf_counter() - start
-        if not shown and seconds > 1:
-            bar.start()
-            shown = True
-        bar.update(task, completed=done, rate=f"{done / seconds:,.0f} {unit}/s" if seconds > 0 else "")
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from fastbert.inference import Embedder, InputError, Tokens
+from fastbert.errors import InputError
+from fastbert.inference import Embedder, Tokens
 
 # No word of a query is in the fable that answers it.
 QUERIES = (

@@ -28,16 +28,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from fastbert.errors import InputError
 from fastbert.families import CLASSES
 from fastbert.patching import patch
 
 POOLS = ("mean", "cls")
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 _CHUNK = 1024  # texts tokenised between two reports of progress
-
-
-class InputError(ValueError):
-    """Something that the user gave cannot be used: a checkpoint, a file, a text. The message is one line."""
 
 
 def load_config(name: str) -> PreTrainedConfig:

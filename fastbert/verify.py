@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from fastbert.errors import InputError
 from fastbert.families import CLASSES
-from fastbert.inference import InputError, load_config, load_model, max_tokens, vocabulary_size
+from fastbert.inference import load_config, load_model, max_tokens, vocabulary_size
 from fastbert.patching import patch, report
 
 TOLERANCE = 1e-5

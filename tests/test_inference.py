@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 import fastbert
-from fastbert.inference import Embedder, InputError, fill_mask, load_model, load_tokenizer
+from fastbert.errors import InputError
+from fastbert.inference import Embedder, fill_mask, load_model, load_tokenizer
 from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
 
 

@@ -11,15 +11,16 @@ from fastbert import _library, functional, reference  # noqa: F401  functional r
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("reference", "_C"),
+    ("reference", "_C", "errors", "terminal"),
     ("_library",),
     ("kernels",),
     ("functional", "packing"),
     ("encoder",),
     ("families",),
-    ("models", "patching"),
-    ("inference", "verify", "demo", "training", "tasks"),
-    ("cli",),
+    ("models", "patching", "data"),
+    ("inference", "verify", "demo"),
+    ("training", "tasks"),
+    ("commands", "cli"),
 )
 OPERATORS = sorted(_library.backends("cpu"))
 STEMS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if not p.stem.startswith("_"))
@@ -29,7 +30,7 @@ def _layer(module: str) -> int:
     """The layer of `fastbert.X...`; `fastbert` itself, the public names, lies below the command line only."""
     parts = module.split(".")
     if len(parts) == 1:
-        return len(LAYERS) - 3
+        return len(LAYERS) - 4
     return next(i for i, names in enumerate(LAYERS) if parts[1] in names)
 
 

@@ -11,7 +11,8 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification, P
 
 import fastbert
 from fastbert import encoder, verify
-from fastbert.inference import InputError, load_model
+from fastbert.errors import InputError
+from fastbert.inference import load_model
 from tests.checkpoints import tiny_checkpoint
 from tests.models import HEADS
 

@@ -1,0 +1,1 @@
+"""The commands of `fastbert` that have a page of options each."""
