@@ -1,5 +1,7 @@
 """Host-side helpers of fastbert that are too slow in Python."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,3 +22,78 @@ def keep_mask(
     numbers: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """The dropout mask that `fastbert.reference.keep_mask` specifies, True where kept."""
+
+class Masking:
+    """How tokens are chosen for prediction, and what becomes of them."""
+
+    def __init__(
+        self,
+        *,
+        unit: str = "token",
+        rate: float = 0.15,
+        replace_by_mask: float = 0.8,
+        replace_by_random: float = 0.1,
+        max_predictions: int = 0,
+        span_p: float = 0.2,
+        max_span: int = 10,
+    ) -> None: ...
+
+class Plan:
+    """The sequences of some documents of an epoch, shuffled, before they are written."""
+
+    def __len__(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def first_document(self) -> int: ...
+    @property
+    def next_document(self) -> int: ...
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(sequences,) tokens, special ones included."""
+
+class Sampler:
+    """Sequences for pretraining from a token store. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        parts: list[tuple[npt.NDArray[Any], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]],
+        kinds: npt.NDArray[np.uint8],
+        cls: int,
+        sep: int,
+        mask: int,
+        *,
+        form: str,
+        max_length: int,
+        short_probability: float,
+        window_tokens: int,
+        seed: int,
+        static_copies: int,
+        objective: str,
+        masking: Masking,
+        threads: int = 0,
+    ) -> None: ...
+    @property
+    def documents(self) -> int: ...
+    def plan(self, epoch: int, first_document: int) -> Plan: ...
+    def batch(self, plan: Plan, picks: npt.NDArray[np.int64]) -> dict[str, Any]: ...
+
+def group_into_batches(
+    lengths: npt.NDArray[np.int64], budget: int, *, grouping: str, seed: int, epoch: int, index: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sequences that share a batch of at most `budget` tokens: those of batch i are order[offsets[i]:offsets[i + 1]]."""
+
+def corrupt(
+    ids: npt.NDArray[np.int64],
+    cu_seqlens: npt.NDArray[np.int64],
+    kinds: npt.NDArray[np.uint8],
+    mask: int,
+    masking: Masking,
+    *,
+    seed: int,
+    epoch: int,
+    first_index: int = 0,
+    unit_starts: npt.NDArray[np.uint8] | None = None,
+    threads: int = 0,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Masked-LM corruption of packed sequences: the corrupted ids, the labels, and which tokens have one."""

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace fastbert {
+
+// Calls work(i) for each i < count on several threads; what the first failure throws is thrown here.
+template <typename Work>
+void parallel_for(std::int64_t count, int threads, const Work& work) {
+  std::atomic<std::int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  const auto run = [&] {
+    for (std::int64_t i = next++; i < count; i = next++) {
+      try {
+        work(i);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(failure_mutex);
+        if (!failure) failure = std::current_exception();
+        next = count;
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads && thread < count; ++thread) {
+    try {
+      others.emplace_back(run);
+    } catch (const std::system_error&) {  // no more threads to be had: those there are do all of it
+      break;
+    }
+  }
+  run();
+  for (auto& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace fastbert
