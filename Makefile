@@ -62,11 +62,14 @@ codegen: install  ## what every kernel compiles to on every chip; needs no GPU
 faults: install  ## put faults into the kernels one at a time: the tests must catch each
 	$(BIN)/python -m tests.faults
 
-sanitize:  ## the C++ core under the address and undefined-behaviour sanitizers
+CORE := $(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp))
+sanitize:  ## the C++ core under the address, undefined-behaviour and thread sanitizers
 	mkdir -p .out
-	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Wconversion -Werror -fsanitize=address,undefined -fno-sanitize-recover=all \
-	  csrc/selftest.cpp csrc/packing.cpp csrc/philox.cpp -o .out/selftest
+	$(CXX) -std=c++17 -O1 -g -pthread -Wall -Wextra -Wconversion -Werror -fsanitize=address,undefined \
+	  -fno-sanitize-recover=all $(CORE) -o .out/selftest
 	.out/selftest
+	$(CXX) -std=c++17 -O1 -g -pthread -fsanitize=thread $(CORE) -o .out/selftest-threads
+	.out/selftest-threads
 
 clean:
 	rm -rf .out .conformance build *.egg-info fastbert/*.so

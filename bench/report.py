@@ -460,7 +460,7 @@ def roofline(run: Run) -> Figure | None:
     marks = [(*KERNELS[bench], "o") for bench in KERNELS if bench in present]
     marks += [("forward", INK, "^"), ("backward, or both", INK, "v")]
     handles = [Line2D([], [], color=colour, marker=marker, ls="", label=name) for name, colour, marker in marks]
-    _legend(figure, f"fastbert's kernels under the measured roof, {_dtype(found)}", handles, columns=len(handles))
+    _legend(figure, f"fastbert's kernels under the measured roof, {_dtype(found)}", handles, columns=4)
     _label(ax, points)
     return figure
 

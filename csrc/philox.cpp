@@ -4,7 +4,7 @@
 
 // One build serves every x86-64 CPU: the loader picks the widest of these at run time.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
-    !defined(__SANITIZE_ADDRESS__)
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define FASTBERT_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FASTBERT_CLONES

@@ -5,8 +5,12 @@
 #include <stdexcept>
 #include <vector>
 
+#include "batches.h"
+#include "corpus.h"
+#include "masking.h"
 #include "packing.h"
 #include "philox.h"
+#include "sampling.h"
 
 namespace {
 
@@ -58,10 +62,117 @@ void test_mask() {
   check(none == std::vector<std::uint8_t>(64, 0), "threshold 256 keeps nothing");
 }
 
+template <typename Call>
+void check_throws(const Call& call, const char* what) {
+  bool thrown = false;
+  try {
+    call();
+  } catch (const std::invalid_argument&) {
+    thrown = true;
+  }
+  check(thrown, what);
+}
+
+constexpr std::int64_t kVocabulary = 50;
+
+fastbert::Vocabulary vocabulary() {
+  std::vector<std::uint8_t> kinds(kVocabulary, 0);
+  for (std::size_t id = 0; id < 5; ++id) kinds[id] = fastbert::Vocabulary::kSpecial;
+  for (std::size_t id = 40; id < kVocabulary; ++id) kinds[id] = fastbert::Vocabulary::kContinuation;
+  return {kinds.data(), kVocabulary, 4};
+}
+
+// A part of documents with 1, 2, 3, ... sentences of 1, 2, 3, ... tokens.
+struct Text {
+  explicit Text(std::uint32_t count) {
+    for (std::uint32_t document = 1; document <= count; ++document) {
+      for (std::uint32_t sentence = 1; sentence <= document; ++sentence) {
+        for (std::uint32_t i = 0; i < sentence; ++i) tokens.push_back(static_cast<std::uint16_t>(5 + (tokens.size() * 7) % 45));
+        sentences.push_back(static_cast<std::uint32_t>(tokens.size()));
+      }
+      documents.push_back(static_cast<std::uint32_t>(sentences.size()) - 1);
+    }
+  }
+  fastbert::Part part() const {
+    return {tokens.data(), false, sentences.data(), documents.data(), static_cast<std::int64_t>(tokens.size()),
+            static_cast<std::int64_t>(sentences.size()) - 1, static_cast<std::int64_t>(documents.size()) - 1};
+  }
+  std::vector<std::uint16_t> tokens;
+  std::vector<std::uint32_t> sentences{0}, documents{0};
+};
+
+void test_masking() {
+  const fastbert::Vocabulary known = vocabulary();
+  using Unit = fastbert::Masking::Unit;
+  for (const Unit unit : {Unit::token, Unit::word, Unit::span}) {
+    for (const double rate : {0.0, 0.15, 1.0}) {
+      for (const std::int64_t length : {0, 1, 2, 3, 17, 128}) {
+        fastbert::Masking masking;
+        masking.unit = unit;
+        masking.rate = rate;
+        masking.max_predictions = length % 2 == 1 ? 5 : 0;
+        const std::int64_t cu_seqlens[] = {0, length, length, 3 * length};
+        const auto tokens = static_cast<std::size_t>(3 * length);
+        std::vector<std::int64_t> ids(tokens), corrupted(tokens + 1, -7), labels(tokens + 1, -7);
+        for (std::size_t i = 0; i < tokens; ++i) ids[i] = static_cast<std::int64_t>((i * 13) % kVocabulary);
+        const auto rows = fastbert::corrupt(known, masking, ids.data(), 3 * length, cu_seqlens, 3, 1, 2, 3, nullptr, 2,
+                                            corrupted.data(), labels.data());
+        check(corrupted.back() == -7 && labels.back() == -7, "nothing written past the end");
+        check(std::is_sorted(rows.begin(), rows.end()), "rows rise");
+        for (const std::int64_t row : rows) {
+          check(labels[static_cast<std::size_t>(row)] == ids[static_cast<std::size_t>(row)], "a label is what was there");
+        }
+        check(rate > 0.0 || rows.empty(), "rate 0 chooses nothing");
+      }
+    }
+  }
+}
+
+void test_sampling() {
+  const Text long_text(30), short_text(2);
+  const fastbert::Corpus corpus({short_text.part(), long_text.part(), short_text.part()}, 2);
+  check(corpus.documents() == 34, "documents");
+  check_throws([&] { fastbert::Corpus({[&] { auto part = long_text.part(); part.token_count -= 1; return part; }()}, 1); },
+               "sentences that do not add up");
+  const fastbert::Vocabulary known = vocabulary();
+  using Form = fastbert::Sampling::Form;
+  for (const Form form : {Form::pairs, Form::full_sentences}) {
+    for (const std::int64_t max_length : {5, 6, 32, 400}) {
+      fastbert::Sampling sampling;
+      sampling.form = form;
+      sampling.max_length = max_length;
+      const fastbert::Plan plan = fastbert::plan(corpus, sampling, 3, 0, 4);
+      check(plan.next_document == 34 && !plan.sequences.empty(), "one window holds it all");
+      std::vector<std::int64_t> picks, lengths;
+      std::int64_t tokens = 0;
+      for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
+        picks.push_back(static_cast<std::int64_t>(i));
+        lengths.push_back(plan.sequences[i].length);
+        tokens += lengths.back();
+        check(lengths.back() <= max_length, "no sequence is too long");
+      }
+      const auto size = static_cast<std::size_t>(tokens);
+      std::vector<std::int64_t> ids(size), types(size), positions(size), labels(size), next(picks.size());
+      std::vector<std::int32_t> cu_seqlens(picks.size() + 1);
+      const fastbert::Batch batch{ids.data(), types.data(), positions.data(), labels.data(), cu_seqlens.data(), next.data()};
+      const auto rows =
+          fastbert::write_batch(corpus, sampling, known, {2, 3}, {}, fastbert::Objective::masked, plan, picks.data(),
+                                static_cast<std::int64_t>(picks.size()), 3, batch);
+      check(!rows.empty() && rows.back() < tokens, "rows are in the batch");
+      const auto groups = fastbert::group_into_batches(lengths.data(), static_cast<std::int64_t>(lengths.size()), 400,
+                                                       fastbert::Grouping::packed, 1, 2, 3);
+      check(groups.order.size() == lengths.size(), "everything is in some batch");
+    }
+  }
+  check_throws([&] { fastbert::plan(corpus, {}, 0, 1, 1); }, "a window that does not start there");
+}
+
 }  // namespace
 
 int main() {
   test_packing();
   test_mask();
-  std::puts("2 passed, 0 failed");
+  test_masking();
+  test_sampling();
+  std::puts("4 passed, 0 failed");
 }
