@@ -81,7 +81,7 @@ class Sampler:
 def group_into_batches(
     lengths: npt.NDArray[np.int64], budget: int, *, grouping: str, seed: int, epoch: int, index: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Sequences that share a batch of at most `budget` tokens: those of batch i are order[offsets[i]:offsets[i + 1]]."""
+    """Sequences that share a batch of at most `budget` tokens: batch i has order[offsets[i]:offsets[i + 1]]."""
 
 def corrupt(
     ids: npt.NDArray[np.int64],

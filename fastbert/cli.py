@@ -1,4 +1,4 @@
-"""fastbert info | embed | fill-mask | verify | demo.
+"""fastbert info | report | embed | fill-mask | verify | prepare | demo.
 
 A user's mistake ends with one line on stderr and exit status 1, a wrong option with status 2. torch and transformers
 are imported inside the commands.
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastbert.commands.prepare import prepare
 from fastbert.errors import InputError
 from fastbert.terminal import note, progress
 
@@ -224,6 +225,9 @@ def verify_command(
     _print_verification(found, model, material, dtype.value, tolerance)
     if not found.ok:
         raise typer.Exit(1)
+
+
+app.command()(prepare)
 
 
 @app.command("demo")

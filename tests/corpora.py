@@ -49,7 +49,13 @@ def part_of(documents: list[list[list[int]]], dtype: type = np.uint16) -> Memory
 
 
 def random_store(
-    documents: int = 200, *, parts: int = 3, sentences: int = 12, tokens: int = 40, seed: int = 0, dtype: type = np.uint16
+    documents: int = 200,
+    *,
+    parts: int = 3,
+    sentences: int = 12,
+    tokens: int = 40,
+    seed: int = 0,
+    dtype: type = np.uint16,
 ) -> MemoryStore:
     """Documents of 1 to `sentences` sentences of 1 to `tokens` tokens."""
     generator = np.random.default_rng(seed)

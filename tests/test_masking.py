@@ -205,9 +205,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone() -> None:
     given_units=st.booleans(),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_laws(
-    lengths: list[int], unit: str, rate: float, mask: float, cap: int, given_units: bool, seed: int
-) -> None:
+def test_laws(lengths: list[int], unit: str, rate: float, mask: float, cap: int, given_units: bool, seed: int) -> None:
     generator = np.random.default_rng(seed % 2**32)
     cu_seqlens = np.cumsum([0, *lengths])
     ids = generator.integers(0, VOCABULARY, cu_seqlens[-1])

@@ -178,9 +178,7 @@ def test_full_sentences_hold_the_whole_text_once(lengths: list[list[int]], lengt
         assert ids[0] == SPECIAL.cls
         assert ids[-1] == SPECIAL.sep
         assert not any(types)
-        pieces = [
-            list(piece) for is_sep, piece in itertools.groupby(ids[1:], lambda i: i == SPECIAL.sep) if not is_sep
-        ]
+        pieces = [list(piece) for is_sep, piece in itertools.groupby(ids[1:], lambda i: i == SPECIAL.sep) if not is_sep]
         assert len(pieces) == ids.count(SPECIAL.sep)
         documents = []
         for piece in pieces:
