@@ -1,6 +1,7 @@
 """Token stores in memory, for tests of what is made from them."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def random_store(
 
     made = [document() for _ in range(documents)]
     bounds = np.linspace(0, documents, parts + 1).astype(int)
-    return MemoryStore([part_of(made[a:b], dtype) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+    return MemoryStore([part_of(made[a:b], dtype) for a, b in pairwise(bounds)])
 
 
 def numbered_store(lengths: list[list[int]]) -> MemoryStore:

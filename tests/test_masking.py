@@ -1,6 +1,7 @@
 """Masked-LM corruption in the C++ core: laws, and the distributions that it promises."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -228,7 +229,7 @@ def test_laws(lengths: list[int], unit: str, rate: float, mask: float, cap: int,
     np.testing.assert_array_equal(corrupted[~chosen], ids[~chosen])
     special = np.isin(ids, SPECIAL)
     assert not chosen[special].any()
-    for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for start, end in pairwise(cu_seqlens):
         if cap:
             assert chosen[start:end].sum() <= cap
         if rate > 0 and unit == "token" and not special[start:end].all():

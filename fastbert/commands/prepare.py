@@ -52,6 +52,7 @@ def prepare(
     Killed at any moment, the same command completes it. The result is the same for any number of processes and shards.
     """
     from fastbert.data import prepare as data
+    from fastbert.data.readers import Reader
 
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
     if match is None:
@@ -60,7 +61,7 @@ def prepare(
         raise InputError("exactly one of --vocab and --train-vocab must be given")
     if only_vocab and train_vocab is None:
         raise InputError("--only-vocab goes with --train-vocab")
-    reader = data.Reader(text_key, sentence_per_line)
+    reader = Reader(text_key, sentence_per_line)
     asked: dict[str, Any] = {"vocab": None if vocab is None else Path(vocab).name, "train": train_vocab, "cased": cased}
     shards = int(match[2])
 

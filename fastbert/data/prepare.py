@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from fastbert.data import readers, store
-from fastbert.data.readers import Document, Problems, Reader
+from fastbert.data import store
+from fastbert.data.readers import Document, Problems, Reader, markdown_paragraphs
 from fastbert.errors import InputError
 
 PART_CHARACTERS = 8 << 20
@@ -80,9 +80,7 @@ def prepare(
         InputError: if a file cannot be used, the folder holds something else, or nothing is left of the text.
     """
     if not 1 <= shard[0] <= shard[1]:
-        raise InputError(
-            f"the shard must be one of 1/{shard[1]} to {shard[1]}/{shard[1]}, but is {shard[0]}/{shard[1]}"
-        )
+        raise InputError(f"there is no shard {shard[0]}/{shard[1]}")
     if not files:
         raise InputError("there are no files to read")
     for file in files:
@@ -331,7 +329,7 @@ def split_sentences(document: Document, language: str = "en") -> list[str]:
         return document.texts
     paragraphs = document.texts
     if document.kind == "markdown":
-        paragraphs = [paragraph for text in document.texts for paragraph in readers.markdown_paragraphs(text)]
+        paragraphs = [paragraph for text in document.texts for paragraph in markdown_paragraphs(text)]
     found = (sentence.strip() for paragraph in paragraphs for sentence in sentencex.segment(language, paragraph))
     return [sentence for sentence in found if sentence]
 
@@ -380,6 +378,7 @@ def load_tokenizer(name: str, cased: bool | None) -> Any:
                 raise InputError(f"{path} has the same token twice")
             vocabulary = {word: i for i, word in enumerate(words)}
             return BertTokenizer(vocab=vocabulary, do_lower_case=not (capitals if cased is None else cased))
+        tokenizer: Any
         if path.suffix == ".json":
             names = {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **names)

@@ -8,7 +8,7 @@ Dimension key:  B sequences   T packed tokens   M tokens with a label
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -268,7 +268,7 @@ class PretrainingBatches(IterableDataset[Batch]):
         except (ValueError, OverflowError, TypeError) as error:
             raise InputError(str(error).splitlines()[0]) from error
 
-    def _micro_batches(self) -> Iterator[Batch]:
+    def _micro_batches(self) -> Generator[Batch, None, None]:
         epoch, document, offset = (self._start[key] for key in ("epoch", "document", "offset"))
         first, before = self._phase_of(self._start["step"])
         done = self._start["step"] - before

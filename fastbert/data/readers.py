@@ -152,7 +152,8 @@ def _lines(path: Path, problems: Problems, progress: Callable[[int], None] | Non
     """Numbered lines, ended by \\n alone; those that are no UTF-8 are left out."""
     number = 0
     with path.open("rb") as raw:
-        file = cast(IO[bytes], gzip.open(raw)) if path.suffix.lower() == ".gz" else raw
+        zipped = path.suffix.lower() == ".gz"
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
         before = 0
         while True:
             try:
