@@ -343,6 +343,48 @@ class TestMaxLabels:
         assert backend.frame_count == 1
 
 
+def _label_rows(inputs: dict[str, Tensor]) -> Tensor:
+    return (inputs["labels"].flatten() != -100).nonzero().squeeze(-1)
+
+
+class TestLabelRows:
+    """Of a packed batch: which tokens have a label."""
+
+    @pytest.mark.parametrize("name", HEADS)
+    def test_the_same_step(self, name: str) -> None:
+        subset, whole = _pair(name)
+        inputs = _packed(name)
+        expected = _step(whole, inputs)
+        actual = _step(subset, inputs, label_rows=_label_rows(inputs))
+        torch.testing.assert_close(actual, expected)
+        assert_gradients_close(subset, whole)
+
+    @pytest.mark.parametrize("name", HEADS)
+    def test_bad_rows(self, name: str) -> None:
+        model, inputs = _pair(name)[0].train(), _packed(name)
+        rows = _label_rows(inputs)
+        for bad in (rows[:-1], rows.flip(0), rows + 1):
+            with pytest.raises(ValueError, match="label_rows are not"):
+                model(**inputs, label_rows=bad)
+        for bad in (rows.int(), rows[None]):
+            with pytest.raises(ValueError, match="label_rows must be"):
+                model(**inputs, label_rows=bad)
+        with pytest.raises(ValueError, match="label_rows go with a packed batch"):
+            model(**batch(name, None), label_rows=rows)
+
+    def test_next_sentences_count_by_their_own_number(self) -> None:
+        model, inputs = _pair("BertForPreTraining", 0.0)[0].train(), _packed("BertForPreTraining")
+        alone = model(**inputs).loss
+        labels, sequences = _number_of_labels(inputs), len(inputs["next_sentence_label"])
+        both = {"num_items_in_batch": 3 * labels, "num_sequences_in_batch": 2 * sequences}
+        of_many = model(**inputs, **both).loss
+        same = {"num_items_in_batch": labels, "num_sequences_in_batch": sequences}
+        torch.testing.assert_close(model(**inputs, **same).loss, alone)
+        without = model(**inputs, **{**both, "num_sequences_in_batch": 10**9}).loss
+        next_sentence = 2 * (of_many - without)
+        torch.testing.assert_close(3 * without + next_sentence, alone, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("name", HEADS)
 class TestSynchronisations:
@@ -356,6 +398,7 @@ class TestSynchronisations:
             model, inputs = self._model(name), _packed(name)
             model(**inputs, max_labels=12).loss.backward()
             model(**inputs, max_labels=12, num_items_in_batch=9).loss.backward()
+            model(**inputs, label_rows=torch.arange(12), num_items_in_batch=9).loss.backward()
             assert all(p.grad is not None for p in model.parameters())
             with pytest.raises(DataDependentOutputException):
                 model(**inputs)  # the bound is what it takes
@@ -381,10 +424,11 @@ def test_a_packed_training_step_waits_for_nothing(name: str) -> None:
     inputs = _packed(name, "cuda")
     for model in (whole, subset):  # the second time with kernels that are compiled
         _step(model, inputs)
-    count = _number_of_labels(inputs)
+    count, rows = _number_of_labels(inputs), _label_rows(inputs)
     torch.cuda.set_sync_debug_mode("error")
     try:
         _step(subset, inputs, max_labels=count + 2)
+        _step(subset, inputs, label_rows=rows)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_gradients_close(subset, whole)

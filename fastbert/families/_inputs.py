@@ -35,11 +35,13 @@ class TokenLabels(NamedTuple):
         labels: (B, L) int64, -100 where there is none.
         find: which tokens have one, for a head that reads no others.
         at_most: how many have one, at most, so that nobody has to wait for their number; None where that is unknown.
+        rows: (M,) int64, which of the packed tokens have one, where the user knows.
     """
 
     labels: Tensor
     find: bool = False
     at_most: int | None = None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +140,7 @@ def prepare(
         "token_type_ids": token_type_ids,
         "position_ids": position_ids,
         "cu_seq_lens_q": cu_seqlens,
+        "label_rows": None if token_labels is None else token_labels.rows,
     }
     for name, t in given.items():
         if t is not None and t.device != limits.device:
@@ -157,13 +160,19 @@ def prepare(
 
     if token_labels is not None and token_labels.labels.shape != (B, L):
         token_labels = None
+    if token_labels is not None and token_labels.rows is not None:
+        rows = token_labels.rows
+        if cu_seqlens is None:
+            raise ValueError("label_rows go with a packed batch (cu_seq_lens_q)")
+        if rows.ndim != 1 or rows.dtype != torch.int64:
+            raise ValueError(f"label_rows must be (labels,) int64, but is {tuple(rows.shape)} {rows.dtype}")
     look = (limits.device.type == "cpu" or DEBUG) and not torch.compiler.is_compiling()
     count, on_padding = None, False
     if (
         token_labels is not None
         and token_labels.find
         and attention_mask is None
-        and (look or token_labels.at_most is None)
+        and (look or (token_labels.at_most is None and token_labels.rows is None))
     ):
         count = _count(token_labels.labels)
     if cu_seqlens is not None:
@@ -206,6 +215,10 @@ def _labelled(token_labels: TokenLabels, packing: Packing, count: int | None) ->
     """count: how many there are, where that is known instead of a bound."""
     labels_T, bound = packing.pack(token_labels.labels), token_labels.at_most
     labelled_T = labels_T != -100
+    if token_labels.rows is not None:
+        if count is not None:
+            _check_rows(token_labels.rows, labelled_T)
+        return Labelled(token_labels.rows, labels_T[token_labels.rows], None)
     if count is None:
         assert bound is not None
         rows = torch.nonzero_static(labelled_T, size=min(bound, packing.tokens), fill_value=-1).squeeze(-1)
@@ -215,6 +228,12 @@ def _labelled(token_labels: TokenLabels, packing: Packing, count: int | None) ->
         raise ValueError(f"max_labels is {bound}, but there are {count} labels")
     rows = torch.nonzero_static(labelled_T, size=count).squeeze(-1)
     return Labelled(rows, labels_T[rows], None)
+
+
+@torch.compiler.disable
+def _check_rows(rows: Tensor, labelled_T: Tensor) -> None:
+    if not torch.equal(rows, labelled_T.nonzero().squeeze(-1)):
+        raise ValueError("label_rows are not the tokens that have a label, in their order")
 
 
 @torch.compiler.disable

@@ -503,9 +503,11 @@ class _MaskedLMHead(_Head):
     cls: Any
     training: bool
 
-    def _token_labels(self, labels: Tensor | None, max_labels: int | None) -> _inputs.TokenLabels | None:
+    def _token_labels(
+        self, labels: Tensor | None, max_labels: int | None, label_rows: Tensor | None
+    ) -> _inputs.TokenLabels | None:
         find = self.training and isinstance(self.cls.predictions, BertLMPredictionHead)
-        return None if labels is None else _inputs.TokenLabels(labels, find, max_labels)
+        return None if labels is None else _inputs.TokenLabels(labels, find, max_labels, label_rows)
 
     def _masked_lm(
         self, states: PackedHidden | None, padded: Any, labels: Tensor | None, num_items: Tensor | int | None
@@ -552,16 +554,18 @@ class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
         encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         max_labels: int | None = None,
+        label_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' arguments and outputs; honours `num_items_in_batch`.
 
         max_labels: at least as many as there are labels, best exactly: in training without an attention_mask nothing
         waits for a GPU then. If there are more, the loss is NaN; a ValueError on a CPU.
+        label_rows: (M,) int64, of a packed batch: which of its tokens have a label, rising. Likewise, without a search.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         output, states = self._encode(
-            self._token_labels(labels, max_labels),
+            self._token_labels(labels, max_labels, label_rows),
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -589,17 +593,20 @@ class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
         max_labels: int | None = None,
+        label_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' arguments and outputs; `max_labels` as in BertForMaskedLM.
+        """transformers' arguments and outputs; `max_labels` and `label_rows` as in BertForMaskedLM.
 
         With `num_items_in_batch`, the number of masked-LM labels of all accumulated batches, both losses are
-        weighted with this batch's share of them.
+        weighted with this batch's share of them; with `num_sequences_in_batch` too, the next-sentence loss with its
+        share of the sequences.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
+        num_sequences = kwargs.pop("num_sequences_in_batch", None)
         both = labels is not None and next_sentence_label is not None
         output, states = self._encode(
-            self._token_labels(labels if both else None, max_labels),
+            self._token_labels(labels if both else None, max_labels, label_rows),
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -611,7 +618,9 @@ class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
         next_sentence_logits = self.cls.seq_relationship(output.pooler_output)
         if labels is not None and next_sentence_label is not None:
             next_sentence_loss = F.cross_entropy(next_sentence_logits.view(-1, 2), next_sentence_label.view(-1))
-            if num_items is not None:
+            if num_sequences is not None:
+                next_sentence_loss = next_sentence_loss * next_sentence_label.numel() / num_sequences
+            elif num_items is not None:
                 next_sentence_loss = next_sentence_loss * (labels != -100).sum() / num_items
             loss = cast(Tensor, loss) + next_sentence_loss
         kind = BertForPreTrainingOutput if isinstance(logits, _base.Deferred) else stock.BertForPreTrainingOutput
