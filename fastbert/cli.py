@@ -1,4 +1,4 @@
-"""fastbert info | report | embed | fill-mask | verify | prepare | demo.
+"""fastbert info | report | embed | fill-mask | verify | prepare | pretrain | plot | demo.
 
 A user's mistake ends with one line on stderr and exit status 1, a wrong option with status 2. torch and transformers
 are imported inside the commands.
@@ -22,7 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastbert.commands.plot import plot
 from fastbert.commands.prepare import prepare
+from fastbert.commands.pretrain import pretrain
 from fastbert.errors import InputError
 from fastbert.terminal import note, progress
 
@@ -228,6 +230,8 @@ def verify_command(
 
 
 app.command()(prepare)
+app.command()(pretrain)
+app.command()(plot)
 
 
 @app.command("demo")

@@ -1,0 +1,146 @@
+"""fastbert pretrain: BERT from a token store."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastbert.errors import InputError
+from fastbert.terminal import note
+
+
+class Objective(str, enum.Enum):
+    mlm_nsp = "mlm+nsp"
+    mlm = "mlm"
+    left_to_right = "left-to-right"
+
+
+class Masked(str, enum.Enum):
+    token = "token"
+    whole_word = "whole-word"
+    span = "span"
+
+
+class Optimizer(str, enum.Enum):
+    adamw = "adamw"
+    lamb = "lamb"
+
+
+class Precision(str, enum.Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def pretrain(
+    *,
+    data: Annotated[Path, typer.Option(help="A token store, of `fastbert prepare`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder. A run in there goes on.")],
+    config: Annotated[
+        str, typer.Option(help="tiny, mini, small, medium, base, large, ..., a BertConfig's JSON file, or a folder.")
+    ] = "base",
+    init_from: Annotated[
+        str | None, typer.Option(help="A checkpoint to begin with, instead of random weights of --config.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps, of all phases.")] = 1_000_000,
+    phases: Annotated[
+        str, typer.Option(help="max_length:share of the steps, one after the other.")
+    ] = "128:0.9,512:0.1",
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a step, over all processes.")] = 256,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Instead: at most so many tokens in a step, packed full.")
+    ] = None,
+    accumulation: Annotated[int, typer.Option(min=1, help="Batches of each process in a step.")] = 1,
+    objective: Annotated[Objective, typer.Option(help="What is predicted.")] = Objective.mlm_nsp,
+    masking: Annotated[Masked, typer.Option(help="What is masked together.")] = Masked.token,
+    mask_rate: Annotated[float, typer.Option(help="Share of the tokens to predict.")] = 0.15,
+    mask_rates: Annotated[
+        str, typer.Option(help="Of these: replaced by [MASK], by a random token, kept.")
+    ] = "0.8,0.1,0.1",
+    max_predictions: Annotated[int, typer.Option(min=0, help="In a sequence at most; 0 for any number.")] = 0,
+    static_masks: Annotated[
+        int, typer.Option(min=0, help="Masks repeat after so many epochs; 0 for fresh ones always.")
+    ] = 0,
+    optimizer: Annotated[Optimizer, typer.Option(help="LAMB is for large batches.")] = Optimizer.adamw,
+    learning_rate: Annotated[float, typer.Option(help="At the end of the warm-up; falls linearly.")] = 1e-4,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Steps. [default: 10,000, or 1% of fewer steps]")] = None,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Not of LayerNorms and biases.")] = 0.01,
+    clip: Annotated[float, typer.Option(min=0, help="The gradient's largest norm.")] = 1.0,
+    dropout: Annotated[float | None, typer.Option(help="[default: the configuration's]")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="[default: bf16 on a GPU, fp32 on a CPU]")] = None,
+    residual_bf16: Annotated[
+        bool, typer.Option("--residual-bf16", help="With bf16: hidden states between layers too.")
+    ] = False,
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard the model over processes, with FSDP2.")] = False,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 5_000,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 3,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
+    threads: Annotated[int, typer.Option(min=0, help="Of the input pipeline; 0 for one a core.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+) -> None:
+    """Pretrain BERT, with the paper's recipe where no option says otherwise.
+
+    Goes on from the last checkpoint in --output. On several GPUs: torchrun --nproc-per-node 8 -m fastbert.cli pretrain.
+    """
+    import torch
+
+    from fastbert.data.pretraining import Sampling
+    from fastbert.training.pretraining import pretrain as train
+    from fastbert.training.recipe import Recipe
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    rates = _numbers("--mask-rates", mask_rates)
+    if len(rates) != 3 or abs(sum(rates) - 1) > 1e-6:
+        raise InputError(f"--mask-rates must be three shares that add up to 1, but is {mask_rates}")
+    recipe = Recipe(
+        config=config if init_from is None else None,
+        init_from=init_from,
+        steps=steps,
+        phases=_phases(phases),
+        sampling=Sampling(
+            objective=objective.value,
+            masking=masking.value,
+            mask_rate=mask_rate,
+            replace_by_mask=rates[0],
+            replace_by_random=rates[1],
+            max_predictions=max_predictions,
+            static_copies=static_masks,
+            batch_size=batch_size if batch_tokens is None else None,
+            batch_tokens=batch_tokens,
+            seed=seed,
+        ),
+        optimizer=optimizer.value,
+        learning_rate=learning_rate,
+        warmup=min(10_000, steps // 100) if warmup is None else warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        dropout=dropout,
+        dtype=dtype.value if dtype is not None else "fp32" if on_cpu else "bf16",
+        residual_dtype="bf16" if residual_bf16 else None,
+        accumulation=accumulation,
+        gradient_checkpointing=gradient_checkpointing,
+        fsdp=fsdp,
+        save_every=save_every,
+        keep=keep,
+        log_every=log_every,
+        threads=threads,
+    )
+    model = train(recipe, data, output, device=None if device is None else torch.device(device))
+    note(f"{model} is the model, for from_pretrained of transformers or fastbert")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} must be numbers with commas between them, but is {text}") from error
+
+
+def _phases(text: str) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = [phase.split(":") for phase in text.split(",")]
+        return tuple((int(length), float(share)) for length, share in pairs)
+    except ValueError as error:
+        raise InputError(f"--phases must be like 128:0.9,512:0.1, but is {text}") from error

@@ -1,0 +1,215 @@
+"""transformers' Trainer for pretraining on packed batches: losses of whole steps, exact resume, whole checkpoints."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Trainer
+
+from fastbert.data.pretraining import PretrainingBatches
+from fastbert.data.store import write_json
+from fastbert.errors import InputError
+from fastbert.training import checkpoints, metrics
+
+_COUNTS = ("labels", "sequences", "tokens", "flops")
+_SUMS = ("loss", "nsp_loss", "nsp_right")
+
+
+class PretrainingTrainer(Trainer):
+    """Trains on `PretrainingBatches`.
+
+    The loss is the mean over all labels of an optimiser step, of all processes and accumulated batches, and the mean
+    over all its sentence pairs: how a step is divided changes nothing. Nothing is read from a GPU but at logging steps.
+
+    Args:
+        batches: of this process.
+        keep: checkpoints.
+    """
+
+    def __init__(self, *args: Any, batches: PretrainingBatches, keep: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = True
+        self._batches = batches
+        self._keep = keep
+        self._run = Path(str(self.args.output_dir))
+        self._saving = False
+        self._pairs = batches.sampling.objective == "mlm+nsp"
+        head: Any = self.model
+        self._accuracy = metrics.Accuracy(head.cls.predictions)
+        self._begin_window()
+
+    # What the Trainer asks for.
+
+    def get_train_dataloader(self) -> Any:
+        """The batches as they are: they are this process's own already."""
+        return self._batches
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        start = time.perf_counter()
+        self._accuracy.armed = (self.state.global_step + 1) % self.args.logging_steps == 0
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waited += time.perf_counter() - start
+        return samples
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """(4,) float64 on the device: labels, sequences, tokens and FLOP of the step, over all processes."""
+        here = [0.0] * len(_COUNTS)
+        for batch in batch_samples:
+            lengths, labels = batch["cu_seq_lens_q"].diff(), len(batch["label_rows"])
+            flops = metrics.training_flops(self._config, lengths, labels)
+            for i, n in enumerate((labels, len(lengths), batch["input_ids"].shape[1], flops)):
+                here[i] += n
+        counts = torch.tensor(here, dtype=torch.float64)
+        counts = (counts.pin_memory() if device.type == "cuda" else counts).to(device, non_blocking=True)
+        if self.args.world_size > 1:
+            dist.all_reduce(counts)
+        self._counts += counts
+        return counts
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device, without waiting for it."""
+        if isinstance(data, Mapping):
+            return {name: self._prepare_input(value) for name, value in data.items()}
+        return data.to(self.args.device, non_blocking=True) if isinstance(data, Tensor) else data
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        assert isinstance(num_items_in_batch, Tensor)
+        labels, sequences = num_items_in_batch[:2].float()
+        divisors = {"num_items_in_batch": labels}
+        if self._pairs:
+            divisors["num_sequences_in_batch"] = sequences
+        outputs = model(**inputs, **divisors)
+        loss = outputs.loss
+        with torch.no_grad():
+            sums = [loss.detach().double(), torch.zeros_like(self._sums[0]), torch.zeros_like(self._sums[0])]
+            if self._pairs:
+                logits, answers = outputs.seq_relationship_logits.float(), inputs["next_sentence_label"]
+                sums[1] = (F.cross_entropy(logits, answers, reduction="sum") / sequences).double()
+                sums[2] = (logits.argmax(-1) == answers).sum().double()
+            self._sums += torch.stack(sums)
+        loss = loss * self.args.world_size  # gradients are averaged over processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self._measured()}
+        super().log(logs, start_time)
+        self.state.log_history.clear()  # the run's log has it, and every checkpoint would have it again
+
+    # What is measured between two logs.
+
+    @property
+    def _config(self) -> Any:
+        return self._plain.config
+
+    @property
+    def _plain(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _begin_window(self) -> None:
+        self._counts = torch.zeros(len(_COUNTS), dtype=torch.float64, device=self.args.device)
+        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        self._window_step = self.state.global_step
+        self._window_start = time.perf_counter()
+        self._waited = 0.0
+        self._paused = 0.0
+
+    def _measured(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._window_start - self._paused
+        accuracy = self._accuracy.take()
+        mine = torch.cat([self._sums, torch.zeros_like(self._sums[:2]) if accuracy is None else accuracy])
+        if self.args.world_size > 1:
+            dist.all_reduce(mine)
+        loss, nsp_loss, nsp_right, right, looked_at = mine.tolist()
+        counts = dict(zip(_COUNTS, self._counts.tolist(), strict=True))
+        steps = max(1, self.state.global_step - self._window_step)
+        found = {"loss": loss / steps, "mlm_loss": (loss - nsp_loss) / steps}
+        if looked_at:
+            found["mlm_accuracy"] = right / looked_at
+        if self._pairs:
+            found["nsp_loss"] = nsp_loss / steps
+            found["nsp_accuracy"] = nsp_right / counts["sequences"]
+        found["tokens_per_second"] = counts["tokens"] / seconds
+        found["sequences_per_second"] = counts["sequences"] / seconds
+        peak = metrics.peak_flops(self.args.device) if self.args.bf16 else None
+        if peak is not None:
+            found["mfu"] = counts["flops"] / seconds / peak / self.args.world_size
+        found["data_wait"] = self._waited / seconds
+        found["peak_memory_gib"] = metrics.peak_memory(self.args.device)
+        found["time"] = time.time()
+        self._begin_window()
+        return found
+
+    # Checkpoints.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._run / checkpoints.DRAFTS if self._saving else self._run)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Under another name until all processes have written all of it."""
+        start = time.perf_counter()
+        name = f"checkpoint-{self.state.global_step}"
+        draft = self._run / checkpoints.DRAFTS / name
+        self._saving = True
+        failure: BaseException | None = None
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.is_world_process_zero():
+                write_json(draft / checkpoints.STATE, self._batches.state_dict(self.state.global_step))
+        except Exception as error:  # of a disk that is full, each library has its own
+            failure = error
+        finally:
+            self._saving = False
+        self._agree(failure, name)
+        if self.is_world_process_zero():
+            try:
+                checkpoints.publish(draft, self._run / name)
+                checkpoints.rotate(self._run, self._keep)
+            except OSError as error:
+                failure = error
+        self._agree(failure, name)
+        self._paused += time.perf_counter() - start
+
+    def _agree(self, failure: BaseException | None, name: str) -> None:
+        """All processes go on, or none. Raises: InputError, if one of them could not write."""
+        failed = torch.tensor(float(failure is not None), device=self.args.device)
+        if self.args.world_size > 1:
+            dist.all_reduce(failed)
+        if failed.item() == 0:
+            return
+        if self.is_world_process_zero():
+            checkpoints.remove_drafts(self._run)
+        last = checkpoints.last_checkpoint(self._run)
+        reason = str(failure).strip().splitlines()[0] if failure is not None else "another process failed"
+        raise InputError(
+            f"cannot write {name} ({reason}); {'there is none before it' if last is None else f'{last} is whole'}"
+        ) from failure
+
+    def save_final(self, target: Path) -> None:
+        """The model and its tokenizer, whole."""
+        draft = self._run / checkpoints.DRAFTS / target.name
+        self.save_model(str(draft), _internal_call=True)
+        if self.is_world_process_zero():
+            (draft / "training_args.bin").unlink(missing_ok=True)
+            checkpoints.publish(draft, target)
+            checkpoints.remove_drafts(self._run)
+
+    def load_data_state(self, checkpoint: Path) -> None:
+        """Let the batches go on where the checkpoint's next step begins."""
+        try:
+            state = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{checkpoint / checkpoints.STATE} cannot be read: {error}") from error
+        self._batches.load_state_dict(state)
