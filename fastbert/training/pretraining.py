@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from packaging.version import Version
 from transformers import AutoTokenizer, TrainingArguments
 
 import fastbert
 from fastbert.data.pretraining import PretrainingBatches
 from fastbert.data.store import Store, read_json, write_json
 from fastbert.errors import InputError
-from fastbert.training import checkpoints, logs
+from fastbert.training import checkpoints, logs, sharding
 from fastbert.training.recipe import Recipe, check_config, differences, load_config
 from fastbert.training.trainer import PretrainingTrainer
 
@@ -86,7 +87,8 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
     torch.manual_seed(recipe.sampling.seed * 100_003 + rank)  # other dropout masks in every process
     if checkpoint is not None:
         trainer.load_data_state(checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with sharding.by_layer() if recipe.fsdp else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_final(output / MODEL)
     return output / MODEL
 
@@ -120,7 +122,7 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
         raise InputError(f"{output} is no folder")
     options: dict[str, Any] = {}
     if recipe.fsdp:
-        options["fsdp"] = "full_shard auto_wrap"
+        options["fsdp"] = True if Version(transformers.__version__) >= Version("5.20") else "full_shard auto_wrap"
         options["fsdp_config"] = {
             "fsdp_version": 2,
             "transformer_layer_cls_to_wrap": ["BertLayer"],

@@ -42,7 +42,7 @@ class PretrainingTrainer(Trainer):
         self._pairs = batches.sampling.objective == "mlm+nsp"
         head: Any = self.model
         self._accuracy = metrics.Accuracy(head.cls.predictions)
-        self._begin_window()
+        self._window_step: int | None = None
 
     # What the Trainer asks for.
 
@@ -51,6 +51,8 @@ class PretrainingTrainer(Trainer):
         return self._batches
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        if self._window_step is None:
+            self._begin_window()
         start = time.perf_counter()
         self._accuracy.armed = (self.state.global_step + 1) % self.args.logging_steps == 0
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -134,7 +136,8 @@ class PretrainingTrainer(Trainer):
             dist.all_reduce(mine)
         loss, nsp_loss, nsp_right, right, looked_at = mine.tolist()
         counts = dict(zip(_COUNTS, self._counts.tolist(), strict=True))
-        steps = max(1, self.state.global_step - self._window_step)
+        assert self._window_step is not None
+        steps = self.state.global_step - self._window_step
         found = {"loss": loss / steps, "mlm_loss": (loss - nsp_loss) / steps}
         if looked_at:
             found["mlm_accuracy"] = right / looked_at
