@@ -22,11 +22,6 @@ class Masked(str, enum.Enum):
     span = "span"
 
 
-class Optimizer(str, enum.Enum):
-    adamw = "adamw"
-    lamb = "lamb"
-
-
 class Precision(str, enum.Enum):
     fp32 = "fp32"
     bf16 = "bf16"
@@ -61,7 +56,6 @@ def pretrain(
     static_masks: Annotated[
         int, typer.Option(min=0, help="Masks repeat after so many epochs; 0 for fresh ones always.")
     ] = 0,
-    optimizer: Annotated[Optimizer, typer.Option(help="LAMB is for large batches.")] = Optimizer.adamw,
     learning_rate: Annotated[float, typer.Option(help="At the end of the warm-up; falls linearly.")] = 1e-4,
     warmup: Annotated[int | None, typer.Option(min=0, help="Steps. [default: 10,000, or 1% of fewer steps]")] = None,
     weight_decay: Annotated[float, typer.Option(min=0, help="Not of LayerNorms and biases.")] = 0.01,
@@ -111,7 +105,6 @@ def pretrain(
             batch_tokens=batch_tokens,
             seed=seed,
         ),
-        optimizer=optimizer.value,
         learning_rate=learning_rate,
         warmup=min(10_000, steps // 100) if warmup is None else warmup,
         weight_decay=weight_decay,

@@ -1,13 +1,10 @@
 """Pretraining, start to end: a recipe, a token store, a run's folder."""
 
 import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from packaging.version import Version
 from transformers import AutoTokenizer, TrainingArguments
@@ -16,7 +13,7 @@ import fastbert
 from fastbert.data.pretraining import PretrainingBatches
 from fastbert.data.store import Store, read_json, write_json
 from fastbert.errors import InputError
-from fastbert.training import checkpoints, logs, sharding
+from fastbert.training import checkpoints, distributed, logs
 from fastbert.training.recipe import Recipe, check_config, differences, load_config
 from fastbert.training.trainer import PretrainingTrainer
 
@@ -42,6 +39,7 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
     recipe.check()
     transformers.utils.logging.disable_progress_bar()  # of every file it writes
     on_cpu = device.type == "cpu" if device is not None else not torch.cuda.is_available()
+    distributed.join(on_cpu)
     arguments = _arguments(recipe, output, on_cpu)
     rank, world_size = arguments.process_index, arguments.world_size
     store = Store.open(data, verify=rank == 0)
@@ -62,7 +60,7 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
         accumulation=recipe.accumulation,
         threads=recipe.threads,
     )
-    with _rank_zero_first(world_size, rank):
+    with distributed.rank_zero_first(world_size, rank):
         if rank == 0:
             _adopt(output, recipe, store, model.config)
             checkpoints.remove_drafts(output)
@@ -78,7 +76,6 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
             logs.LogFile(output / logs.LOG),
             logs.TensorBoard(output / logs.TENSORBOARD),
         ],
-        optimizer_cls_and_kwargs=_optimizer(recipe),
         batches=batches,
         keep=recipe.keep,
     )
@@ -87,7 +84,7 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
     torch.manual_seed(recipe.sampling.seed * 100_003 + rank)  # other dropout masks in every process
     if checkpoint is not None:
         trainer.load_data_state(checkpoint)
-    with sharding.by_layer() if recipe.fsdp else contextlib.nullcontext():
+    with distributed.by_layer() if recipe.fsdp else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_final(output / MODEL)
     return output / MODEL
@@ -132,8 +129,8 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
     if recipe.gradient_checkpointing:
         options["gradient_checkpointing"] = True
         options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    if on_cpu and "RANK" in os.environ:
-        options["ddp_backend"] = "gloo"
+    if torch.distributed.is_initialized():
+        options["ddp_backend"] = torch.distributed.get_backend()
     arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=recipe.steps,
@@ -167,17 +164,6 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
     return arguments
 
 
-def _optimizer(recipe: Recipe) -> tuple[Any, dict[str, Any]] | None:
-    if recipe.optimizer == "adamw":
-        return None
-    try:
-        from pytorch_optimizer import Lamb
-    except ImportError as error:
-        raise InputError("LAMB comes with pip install pytorch-optimizer, which is not there") from error
-    options = {"lr": recipe.learning_rate, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.epsilon}
-    return Lamb, options
-
-
 def _adopt(output: Path, recipe: Recipe, store: Store, config: Any) -> None:
     """Begin a run's folder, or see that it is this run's."""
     output.mkdir(parents=True, exist_ok=True)
@@ -192,20 +178,3 @@ def _adopt(output: Path, recipe: Recipe, store: Store, config: Any) -> None:
             " Go on with its options, or choose another folder"
         )
     write_json(output / RUN, now)
-
-
-@contextlib.contextmanager
-def _rank_zero_first(world_size: int, rank: int) -> Iterator[None]:
-    """What process 0 does is done when the others go on; what it cannot do, none of them can."""
-    failure: InputError | None = None
-    try:
-        yield
-    except InputError as error:
-        failure = error
-    if world_size > 1:
-        failed: list[Any] = [None if failure is None else str(failure)]
-        dist.broadcast_object_list(failed, src=0)
-        if rank > 0 and failed[0] is not None:
-            failure = InputError(failed[0])
-    if failure is not None:
-        raise failure

@@ -13,7 +13,6 @@ from fastbert.data.pretraining import Phase, Sampling
 from fastbert.data.store import Store
 from fastbert.errors import InputError
 
-OPTIMIZERS = ("adamw", "lamb")
 DTYPES = ("fp32", "bf16")
 _CONFIGS = importlib.resources.files("fastbert.training") / "configs"
 # May be other ones when a run goes on: they change nothing of what is learnt.
@@ -41,7 +40,6 @@ class Recipe:
     steps: int = 1_000_000
     phases: tuple[tuple[int, float], ...] = ((128, 0.9), (512, 0.1))
     sampling: Sampling = field(default_factory=Sampling)
-    optimizer: str = "adamw"
     learning_rate: float = 1e-4
     warmup: int = 10_000
     weight_decay: float = 0.01
@@ -69,8 +67,6 @@ class Recipe:
                 raise InputError(f"{name} must be at least 1, but is {getattr(self, name)}")
         if not 0 <= self.warmup <= self.steps:
             raise InputError(f"the warm-up of {self.warmup:,} steps is longer than the run of {self.steps:,}")
-        if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"the optimizer must be one of {', '.join(OPTIMIZERS)}, but is {self.optimizer}")
         if self.dtype not in DTYPES:
             raise InputError(f"the dtype must be one of {', '.join(DTYPES)}, but is {self.dtype}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
