@@ -12,6 +12,7 @@ from fastbert.errors import InputError
 from fastbert.terminal import note, progress
 
 _MANY_UNKNOWN = 0.05
+_NOTES_PER_REASON = 3
 
 
 def prepare(
@@ -33,7 +34,8 @@ def prepare(
     ] = None,
     only_vocab: Annotated[bool, typer.Option("--only-vocab", help="Train the vocabulary and stop.")] = False,
     cased: Annotated[
-        bool | None, typer.Option("--cased/--uncased", help="[default: as the vocabulary is; trained: uncased]")
+        bool | None,
+        typer.Option("--cased/--uncased", help="[default: as the vocabulary is; trained: uncased]", show_default=False),
     ] = None,
     text_key: Annotated[
         str | None, typer.Option(help="Where a JSON line has its text. [default: text, or paragraphs]")
@@ -41,7 +43,7 @@ def prepare(
     sentence_per_line: Annotated[
         bool, typer.Option("--sentence-per-line", help="Lines of .txt files are sentences.")
     ] = False,
-    language: Annotated[str, typer.Option(help="Of the text, for its sentences: an ISO 639-1 code.")] = "en",
+    language: Annotated[str, typer.Option(help="Of the text, for its sentences: a code like en or zh.")] = "en",
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Write every N-th part: N such commands, anywhere, make the store.")
     ] = "1/1",
@@ -53,56 +55,58 @@ def prepare(
     """
     from fastbert.data import prepare as data
     from fastbert.data.readers import Reader
+    from fastbert.data.vocabulary import checksum, load_tokenizer
 
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
     if match is None:
         raise InputError(f"--shard must be like 3/64, but is {shard}")
+    number, of = int(match[1]), int(match[2])
     if (vocab is None) == (train_vocab is None):
         raise InputError("exactly one of --vocab and --train-vocab must be given")
     if only_vocab and train_vocab is None:
         raise InputError("--only-vocab goes with --train-vocab")
     reader = Reader(text_key, sentence_per_line)
-    asked: dict[str, Any] = {"vocab": None if vocab is None else Path(vocab).name, "train": train_vocab, "cased": cased}
-    shards = int(match[2])
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    asked: dict[str, Any] = {"train": train_vocab, "cased": cased}
+    if vocab is not None:
+        asked |= {"vocab": Path(vocab).name if Path(vocab).exists() else vocab, "sha256": checksum(vocab)}
 
     def tokenizer() -> Any:
-        if train_vocab is None:
-            assert vocab is not None
-            return data.load_tokenizer(vocab, cased)
-        if shards > 1:
+        if vocab is not None:
+            return load_tokenizer(vocab, cased)
+        assert train_vocab is not None
+        if of > 1:
             raise InputError("train the vocabulary first, once: the same command with --only-vocab instead of --shard")
-        note(f"training a vocabulary of {train_vocab:,} tokens")
-        return data.train_vocabulary(files, reader, train_vocab, cased=bool(cased), language=language)
+        with progress("training the vocabulary", 2 * size, "bytes") as advance:
+            return data.train_vocabulary(files, reader, train_vocab, cased=bool(cased), progress=advance)
 
-    size = sum(file.stat().st_size for file in files if file.is_file())
-    start = time.perf_counter()
-    with progress("reading", size, "bytes") as advance:
-        done = data.prepare(
-            files,
-            output,
-            tokenizer,
-            asked=asked,
-            reader=reader,
-            language=language,
-            shard=(int(match[1]), shards),
-            workers=workers or len(os.sched_getaffinity(0)),
-            only_tokenizer=only_vocab,
-            progress=advance,
-        )
-    if done is None:
+    options: dict[str, Any] = {"asked": asked, "reader": reader, "language": language, "shard": (number, of)}
+    data.prepare(files, output, tokenizer, only_tokenizer=True, **options)
+    if only_vocab:
         note(f"the vocabulary is in {output}")
         return
+    start = time.perf_counter()
+    with progress("preparing", size, "bytes") as advance:
+        done = data.prepare(files, output, tokenizer, workers=workers or _cores(), progress=advance, **options)
+    assert done is not None
     seconds = time.perf_counter() - start
-    for where in done.problems.first[:5]:
-        note(f"left out: {where}")
-    if done.problems.counts:
-        note(f"left out in all: {done.problems}")
+    for reason, count in sorted(done.problems.counts.items()):
+        places = done.problems.first.get(reason, [])
+        some = "; ".join(places[:_NOTES_PER_REASON]) + ("; ..." if count > _NOTES_PER_REASON else "")
+        note(f"left out: {reason}, {count:,} x" + (f": {some}" if places else ""))
     if done.unknown > _MANY_UNKNOWN * done.tokens:
         note(f"warning: {done.unknown:,} of {done.tokens:,} tokens are unknown to the vocabulary")
+    there = f", {done.found:,} of them were there" if done.found else ""
     note(
-        f"{done.documents:,} documents, {done.sentences:,} sentences, {done.tokens:,} tokens in"
-        f" {done.written + done.found:,} parts ({done.found:,} of them were there) in {seconds:.1f} s,"
-        f" {done.tokens / seconds:,.0f} tokens/s: {output}"
+        f"{done.documents:,} documents, {done.sentences:,} sentences, {done.tokens:,} tokens,"
+        f" {done.problems.counts.total():,} left out; {done.written + done.found:,} parts{there};"
+        f" {seconds:.1f} s, {done.written_tokens / seconds:,.0f} tokens/s"
     )
     if done.missing:
-        note(f"{done.missing:,} of {done.parts:,} parts are missing still: the other shards write them")
+        note(f"{output} is not finished: {done.missing:,} of {done.parts:,} parts are other shards' to write")
+    else:
+        note(f"{output} is finished")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

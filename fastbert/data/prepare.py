@@ -1,33 +1,39 @@
 """From text files to a token store: documents, sentences, tokens, in parts that several processes write.
 
-A part is a run of consecutive documents. Where one ends depends on the documents alone, so its bytes are the same for
-any number of processes and shards, and a rerun after a kill needs only those that are not there.
+A part is a run of consecutive documents. Where one ends depends on the text alone, so its bytes are the same for any
+number of processes and shards, and a rerun after a kill needs only those that are not there. Every shard reads all of
+the text, which is a fraction of the work, and tokenises its parts.
 """
 
 import json
 import math
 import os
+import signal
 import threading
-from collections import Counter, deque
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from itertools import chain
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from fastbert.data import store
-from fastbert.data.readers import Document, Problems, Reader, markdown_paragraphs
+from fastbert.data import store, vocabulary
+from fastbert.data.drafts import Drafts
+from fastbert.data.readers import Document, Problems, Reader, markdown_documents
+from fastbert.data.sentences import check_language, split
 from fastbert.errors import InputError
 
 PART_CHARACTERS = 8 << 20
-PLAN = "plan.json"
 _SENTENCES_A_CALL = 2048
+_SPECIAL = ("pad", "unk", "cls", "sep", "mask")
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,10 @@ class Prepared:
     """What a run has done.
 
     Attributes:
-        parts: of the store.  written, found: by this run, and before it.  missing: that other shards have yet to write.
-        documents, sentences, tokens, unknown: in the parts that this shard is responsible for.
-        problems: what was left out.
+        parts: of the store.  written, found: of this shard, by this run, and before it.
+        missing: parts that other shards have yet to write.
+        documents, sentences, tokens, unknown: in this shard's parts.  written_tokens: by this run.
+        problems: what was left out, of the files by this run's reading, of the parts by this shard's tokenising.
     """
 
     parts: int
@@ -48,6 +55,7 @@ class Prepared:
     sentences: int
     tokens: int
     unknown: int
+    written_tokens: int
     problems: Problems
 
 
@@ -63,159 +71,155 @@ def prepare(
     workers: int = 1,
     part_characters: int = PART_CHARACTERS,
     only_tokenizer: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Prepared | None:
-    """Write a token store, or what is missing of it.
+    """Write a token store, or a shard of it, or what is missing of that.
 
     Args:
         tokenizer: makes a transformers tokenizer; called only where the store has none yet.
-        asked: what the tokenizer is made from, for the plan.
-        language: of the text, for its sentences: an ISO 639-1 code.
-        shard: the i-th of n, from 1: writes every n-th part.
-        workers: processes.
+        asked: what the tokenizer is made from, for the plan: with anything else, the store cannot be gone on with.
+        language: of the text, for its sentences: a code like en or zh.
+        shard: the i-th of n, from 1: every n-th part.
+        workers: processes that tokenise. As many parts, and three more, lie in memory.
+        part_characters: a part ends with the document that fills it.
         only_tokenizer: write that, and return None.
         progress: called with the number of bytes that have just been read.
 
     Raises:
-        InputError: if a file cannot be used, the folder holds something else, or nothing is left of the text.
+        InputError: if a file cannot be read, the folder cannot be written or holds something else, or nothing is left
+            of the text.
     """
     if not 1 <= shard[0] <= shard[1]:
         raise InputError(f"there is no shard {shard[0]}/{shard[1]}")
+    check_language(language)
     if not files:
         raise InputError("there are no files to read")
     for file in files:
         reader.check(file)
+    names = _names(files)
     plan = {
         "format": store.FORMAT,
-        "files": [[file.name, file.stat().st_size] for file in files],
+        "files": [[name, file.stat().st_size] for name, file in zip(names, files, strict=True)],
         "tokenizer": asked,
         "reader": asdict(reader),
         "language": language,
         "part_characters": part_characters,
     }
+    drafts = Drafts(output, f"{shard[0]}-of-{shard[1]}")
     try:
-        _adopt_plan(output, plan)
-        vocabulary = _adopt_tokenizer(output, tokenizer)
+        _check_plan(output, plan)
+        output.mkdir(parents=True, exist_ok=True)
+        drafts.clear()
+        if not (output / store.TOKENIZER).exists():
+            made = tokenizer()
+            drafts.json(store.PLAN, plan)
+            _save(made, drafts)
+        description = _describe(output)
         if only_tokenizer:
             return None
-        return _Run(files, output, vocabulary, reader, language, shard, part_characters).work(workers, progress)
+        return _Run(files, names, description, reader, language, shard, part_characters, drafts).work(workers, progress)
     except OSError as error:
         raise InputError(f"cannot write {error.filename or output}: {error.strerror or error}") from error
 
 
-def _adopt_plan(output: Path, plan: dict[str, Any]) -> None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is no folder")
-    output.mkdir(parents=True, exist_ok=True)
-    before = store.read_json(output / PLAN)
-    if before is None:
-        if any(not path.name.startswith(".") for path in output.iterdir()):
-            raise InputError(f"{output} is not empty, and holds no token store")
-        store.write_json(output / PLAN, plan)
-    elif before != json.loads(json.dumps(plan)):
-        different = ", ".join(key for key in plan if before.get(key) != json.loads(json.dumps(plan[key])))
-        raise InputError(
-            f"{output} was begun with other settings ({different}): go on with those, or choose another folder"
-        )
+def train_vocabulary(
+    files: Sequence[Path], reader: Reader, size: int, *, cased: bool, progress: Progress | None = None
+) -> Any:
+    """A BERT tokenizer with a WordPiece vocabulary of these files, the same for the same files.
 
+    Args:
+        progress: called with the number of bytes that have just been read; they are read twice.
 
-def _adopt_tokenizer(output: Path, make: Callable[[], Any]) -> dict[str, Any]:
-    """Save the tokenizer, the file that counts last. Returns what the manifest says of it."""
-    path = output / store.TOKENIZER
-    if not path.exists():
-        made = make()
-        draft = output / f".tokenizer.{os.getpid()}.tmp"
-        made.save_pretrained(draft)
-        for file in sorted(draft.iterdir(), key=lambda file: file.name == store.TOKENIZER):
-            os.replace(file, output / file.name)
-        draft.rmdir()
-    content = json.loads(path.read_text(encoding="utf-8"))
-    settings = store.read_json(output / "tokenizer_config.json") or {}
-    backend = Tokenizer.from_file(str(path))
-    special = {}
-    for name in ("pad", "unk", "cls", "sep", "mask"):
-        text = settings.get(f"{name}_token")
-        token = backend.token_to_id(text["content"] if isinstance(text, dict) else text) if text else None
-        if token is None:
-            raise InputError(f"the tokenizer has no {name} token, which pretraining needs")
-        special[name] = token
-    every = {token["id"] for token in content.get("added_tokens", []) if token.get("special")} | set(special.values())
-    size = backend.get_vocab_size(with_added_tokens=True)
-    return {
-        "sha256": store.sha256(path),
-        "vocab_size": size,
-        "special": {**special, "all": sorted(every)},
-        "continuations": _continuations(backend, content["model"]["type"], every),
-    }
+    Raises:
+        InputError: if the text does not give so many tokens.
+    """
+    names = _names(files)
 
+    def texts() -> Iterator[str]:
+        problems = Problems()  # preparing reports them
+        for file, name in zip(files, names, strict=True):
+            for document in reader.read(file, name, problems, progress):
+                for _, texts in _flatten(document, problems):
+                    yield from texts
 
-def _continuations(backend: Tokenizer, model: str, special: set[int]) -> list[int]:
-    """The tokens that go on with a word."""
-    begins = {"BPE": ("Ġ", "▁"), "Unigram": ("▁",)}.get(model)
-    return sorted(
-        i
-        for token, i in backend.get_vocab(with_added_tokens=True).items()
-        if i not in special and (token.startswith("##") if begins is None else not token.startswith(begins))
-    )
+    return vocabulary.train(texts, size, cased=cased)
 
 
 @dataclass(frozen=True)
 class _Run:
     files: Sequence[Path]
-    output: Path
+    names: Sequence[str]
     tokenizer: dict[str, Any]
     reader: Reader
     language: str
     shard: tuple[int, int]
     part_characters: int
+    drafts: Drafts
 
-    def work(self, workers: int, progress: Callable[[int], None] | None) -> Prepared:
+    def work(self, workers: int, progress: Progress | None) -> Prepared:
         problems = Problems()
-        done: list[dict[str, Any]] = []
-        written = found = number = 0
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (str(self.output), self.language))
-        pending: deque[Future[dict[str, Any]]] = deque()
+        checksums: list[int] = []
+        done: dict[int, dict[str, Any]] = {}
+        written: set[int] = set()
+        running: dict[Future[dict[str, Any]], int] = {}
+
+        def collect(atmost: int) -> None:
+            while len(running) > atmost:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    done[running.pop(future)] = future.result()
+
+        arguments = (str(self.drafts.folder), self.drafts.key, self.language, self.tokenizer["special"])
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, arguments)
         try:
-            for number, documents in enumerate(self._parts(problems, progress), 1):
-                if (number - 1) % self.shard[1] != self.shard[0] - 1:
+            for number, documents in enumerate(self._parts(problems, progress)):
+                checksums.append(_checksum(documents))
+                if number % self.shard[1] != self.shard[0] - 1:
                     continue
-                there = store.whole_part(self.output / _name(number - 1))
+                expected = self._expected(checksums[number])
+                there = store.whole_part(self.drafts.folder / _name(number), expected)
                 if there is not None:
-                    done.append(there)
-                    found += 1
+                    done[number] = there
                     continue
-                while len(pending) > workers:  # so many parts lie in memory at most
-                    done.append(pending.popleft().result())
-                pending.append(pool.submit(_write, _name(number - 1), documents))
-                written += 1
-            done += [future.result() for future in pending]
+                collect(workers + 1)
+                running[pool.submit(_write, _name(number), documents, expected)] = number
+                written.add(number)
+            collect(0)
         except BrokenProcessPool as error:
-            raise InputError("a process that writes the store was killed: run the same command again") from error
+            raise InputError(
+                "a process that tokenises was killed, perhaps for want of memory: run the same command again,"
+                " or with fewer workers"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-        if number == 0:
+        if not checksums:
             raise InputError("nothing is left of the text: " + (str(problems) or "the files hold no document"))
-        missing = self._finish(number, problems)
-        for part in done:
-            problems.counts.update(part["left_out"])
-        unknown = self.tokenizer["special"]["unk"]
+        entries = [done[number] for number in sorted(done)]
+        totals = {
+            "documents": sum(entry["lengths"]["documents"] - 1 for entry in entries),
+            "sentences": sum(entry["lengths"]["sentences"] - 1 for entry in entries),
+            "tokens": sum(entry["lengths"]["tokens"] for entry in entries),
+            "unknown": sum(entry["unknown"] for entry in entries),
+        }
+        i, n = self.shard
+        self.drafts.json(f"shard-{i:05d}-of-{n:05d}.json", {"parts": [entry["name"] for entry in entries], **totals})
+        missing = self._finish(checksums, problems)
+        for entry in entries:
+            problems.update(entry["left_out"], entry["problems"])
         return Prepared(
-            number,
-            written,
-            found,
-            missing,
-            sum(part["lengths"]["documents"] - 1 for part in done),
-            sum(part["lengths"]["sentences"] - 1 for part in done),
-            sum(part["lengths"]["tokens"] for part in done),
-            sum(dict(zip(*part["token_counts"], strict=True)).get(unknown, 0) for part in done),
-            problems,
+            parts=len(checksums),
+            written=len(written),
+            found=len(done) - len(written),
+            missing=missing,
+            **totals,
+            written_tokens=sum(done[number]["lengths"]["tokens"] for number in written),
+            problems=problems,
         )
 
-    def _parts(self, problems: Problems, progress: Callable[[int], None] | None) -> Iterator[list[Document]]:
+    def _parts(self, problems: Problems, progress: Progress | None) -> Iterator[list[Document]]:
         documents: list[Document] = []
         size = 0
-        for file in self.files:
-            for document in self.reader.read(file, problems, progress):
+        for file, name in zip(self.files, self.names, strict=True):
+            for document in self.reader.read(file, name, problems, progress):
                 documents.append(document)
                 size += document.size
                 if size >= self.part_characters:
@@ -224,171 +228,229 @@ class _Run:
         if documents:
             yield documents
 
-    def _finish(self, parts: int, problems: Problems) -> int:
-        """Write the manifest, if all parts are there. Returns how many are not."""
-        entries = [store.read_json(self.output / _name(i) / "part.json") for i in range(parts)]
-        there = [entry for entry in entries if entry is not None]
-        if len(there) < parts:
-            return parts - len(there)
-        counts: Counter[int] = Counter()
-        left_out = Counter(problems.counts)
-        for entry in there:
-            counts.update(dict(zip(*entry.pop("token_counts"), strict=True)))
-            left_out.update(entry["left_out"])
-        tokens = counts.total()
-        if tokens == 0:
-            raise InputError("nothing is left of the text: no document has a token")
-        # Parts without any document would be of no use to anybody.
-        there = [entry for entry in there if entry["lengths"]["tokens"]]
-        store.write_json(
-            self.output / store.MANIFEST,
+    def _expected(self, checksum: int) -> dict[str, Any]:
+        """What a part.json has to say for the part to be of this text and this tokenizer."""
+        return {"format": store.FORMAT, "text_crc32": checksum, "tokenizer": self.tokenizer["sha256"][store.TOKENIZER]}
+
+    def _finish(self, checksums: Sequence[int], problems: Problems) -> int:
+        """Write the manifest, if all parts are there, whole. Returns how many are not."""
+        folders = [self.drafts.folder / _name(number) for number in range(len(checksums))]
+        missing = sum(not (folder / store.PART).is_file() for folder in folders)
+        if missing:
+            return missing
+        found = (
+            store.whole_part(folder, self._expected(checksum))
+            for folder, checksum in zip(folders, checksums, strict=True)
+        )
+        left_out = Problems(problems.counts.copy(), {reason: list(places) for reason, places in problems.first.items()})
+        counts = np.zeros(self.tokenizer["vocab_size"], np.int64)
+        parts = []
+        for folder, entry in zip(folders, found, strict=True):
+            if entry is None:
+                missing += 1
+                continue
+            left_out.update(entry["left_out"], entry["problems"])
+            if entry["lengths"]["tokens"]:
+                counts += np.bincount(store.map_part(folder, entry, verify=False).tokens, minlength=len(counts))
+                parts.append({key: entry[key] for key in ("name", "lengths", "dtypes", "crc32")})
+        if missing:
+            return missing
+        if not parts:
+            raise InputError(f"nothing is left of the text: {left_out}")
+        tokens = int(counts.sum())
+        shares = counts[counts > 0] / tokens
+        self.drafts.json(
+            store.MANIFEST,
             {
                 "format": store.FORMAT,
                 "totals": {
-                    "documents": sum(entry["lengths"]["documents"] - 1 for entry in there),
-                    "sentences": sum(entry["lengths"]["sentences"] - 1 for entry in there),
+                    "documents": sum(part["lengths"]["documents"] - 1 for part in parts),
+                    "sentences": sum(part["lengths"]["sentences"] - 1 for part in parts),
                     "tokens": tokens,
+                    "unknown": int(counts[self.tokenizer["special"]["unk"]]),
                 },
-                "entropy": -math.fsum(n / tokens * math.log(n / tokens) for n in sorted(counts.values())),
-                "left_out": dict(sorted(left_out.items())),
-                "problems": problems.first,
+                "entropy": math.fsum((-shares * np.log(shares)).tolist()),
+                "left_out": dict(sorted(left_out.counts.items())),
+                "problems": dict(sorted(left_out.first.items())),
                 "tokenizer": self.tokenizer,
-                "parts": there,
+                "parts": parts,
             },
         )
         return 0
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """The same on every machine that has the files, wherever that may be."""
+    paths = [os.path.abspath(file) for file in files]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, folder) for path in paths]
 
 
 def _name(part: int) -> str:
     return f"part-{part:06d}"
 
 
-_output = Path()
-_language = "en"
+def _check_plan(output: Path, plan: dict[str, Any]) -> None:
+    path = output / store.PLAN
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is no folder")
+    if not path.exists():
+        if output.exists() and any(not file.name.startswith(".") for file in output.iterdir()):
+            raise InputError(f"{output} is not empty, and holds no token store")
+        return
+    before = store.read_json(path)
+    if before is None:
+        raise InputError(f"{path} is damaged: remove {output}, and begin anew")
+    if different := [key for key in plan if before.get(key) != plan[key]]:
+        raise InputError(
+            f"{output} was begun with other settings ({', '.join(different)}): go on with those, or take another folder"
+        )
+
+
+def _save(tokenizer: Any, drafts: Drafts) -> None:
+    with drafts.scratch("tokenizer") as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+        except OSError:
+            raise
+        except Exception as error:  # what Rust raises has no kind
+            raise InputError(f"cannot write {drafts.folder}: {error}") from error
+        content = json.loads((folder / store.TOKENIZER).read_text(encoding="utf-8"))
+        ids = tokenizer.get_vocab()
+        words = sorted(ids, key=ids.__getitem__)
+        if content["model"].get("type") == "WordPiece" and len(words) == max(ids.values()) + 1:
+            (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8", newline="\n")
+        for file in sorted(folder.iterdir(), key=lambda file: (file.name == store.TOKENIZER, file.name)):
+            drafts.publish(file, file.name)
+
+
+def _describe(output: Path) -> dict[str, Any]:
+    """What the manifest says of the tokenizer that is there."""
+    path = output / store.TOKENIZER
+    try:
+        backend = Tokenizer.from_file(str(path))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads((output / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except Exception as error:  # what Rust raises has no kind
+        raise InputError(f"{path} or tokenizer_config.json is damaged: remove {output}, and begin anew") from error
+    special = {}
+    for name in _SPECIAL:
+        token = settings.get(f"{name}_token")
+        text = token["content"] if isinstance(token, dict) else token
+        special[name] = backend.token_to_id(text or "")
+        if special[name] is None:
+            raise InputError(f"{path} has no {name} token")
+    every = {token["id"] for token in content.get("added_tokens", []) if token.get("special")} | set(special.values())
+    files = [output / name for name in store.TOKENIZER_FILES]
+    return {
+        "sha256": {file.name: store.sha256(file) for file in files if file.is_file()},
+        "vocab_size": max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        "special": {**special, "all": sorted(every)},
+    }
+
+
+def _checksum(documents: Sequence[Document]) -> int:
+    value = 0
+    for document in documents:
+        value = zlib.crc32(b"\1", value)
+        for text in document.texts:
+            value = zlib.crc32(b"\0" + text.encode(), value)
+    return value
+
+
+# The worker's side.
+_drafts: Drafts
+_language: str
+_special: dict[str, Any]
 _tokenizer: Tokenizer
 
 
-def _begin(output: str, language: str) -> None:
-    """What a worker does first."""
-    global _output, _language, _tokenizer
+def _begin_worker(output: str, key: str, language: str, special: dict[str, Any]) -> None:
+    global _drafts, _language, _special, _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _output, _language = Path(output), language
-    _tokenizer = Tokenizer.from_file(str(_output / store.TOKENIZER))
-    _tokenizer.no_truncation()
-    _tokenizer.no_padding()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the parent has one
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    _drafts, _language, _special = Drafts(Path(output), key), language, special
+    _tokenizer = Tokenizer.from_file(str(_drafts.folder / store.TOKENIZER))
+    _tokenizer.no_truncation()
+    _tokenizer.no_padding()
+    _tokenizer.encode_special_tokens = True  # "[MASK]" in a text is three tokens
 
 
 def _end_with(sentinel: int) -> None:
     """A worker whose parent was killed ends, too."""
-    wait([sentinel])
+    connection.wait([sentinel])
     os._exit(1)
 
 
-def _write(name: str, documents: Sequence[Document]) -> dict[str, Any]:
-    """Tokenise a part, and write it."""
+def _write(name: str, documents: Sequence[Document], expected: dict[str, Any]) -> dict[str, Any]:
+    """Tokenise a part, and write it. Returns its part.json."""
+    problems = Problems()
     sentences: list[str] = []
-    ends = []
+    ends: list[int] = []
+    places: list[str] = []
     for document in documents:
-        sentences += split_sentences(document, _language)
-        ends.append(len(sentences))
-    ids: list[list[int]] = []
+        for place, texts in _flatten(document, problems):
+            if document.kind == "sentences":
+                sentences += texts
+            else:
+                sentences += [sentence for text in texts for sentence in split(text, _language)]
+            ends.append(len(sentences))
+            places.append(place)
+    tokens, lengths = _encode(sentences, problems)
+    whole = lengths > 0
+    sentences_before = np.concatenate([[0], np.cumsum(whole)])[[0, *ends]]
+    for place, count in zip(places, np.diff(sentences_before), strict=True):
+        if count == 0:
+            problems.add("a document without a token", place)
+    arrays = {
+        "tokens": tokens,
+        "sentences": np.concatenate([[0], np.cumsum(lengths[whole])]).astype(np.uint32),
+        "documents": np.unique(sentences_before).astype(np.uint32),
+    }
+    with _drafts.directory(name) as folder:
+        for kind, array in arrays.items():
+            with (folder / f"{kind}.npy").open("wb") as file:
+                file.write(store.header(array.dtype.name, len(array)))
+                file.write(array.tobytes())
+        content = {
+            **expected,
+            "name": name,
+            "lengths": {kind: len(array) for kind, array in arrays.items()},
+            "dtypes": {kind: array.dtype.name for kind, array in arrays.items()},
+            "crc32": {kind: store.crc32(folder / f"{kind}.npy") for kind in arrays},
+            "unknown": int((tokens == _special["unk"]).sum()),
+            "left_out": dict(sorted(problems.counts.items())),
+            "problems": dict(sorted(problems.first.items())),
+        }
+        (folder / store.PART).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return content
+
+
+def _flatten(document: Document, problems: Problems) -> Iterator[tuple[str, list[str]]]:
+    """Where each document starts, and its texts."""
+    found = markdown_documents(document, problems) if document.kind == "markdown" else [document]
+    for each in found:
+        yield f"{each.file}, line {each.line}", each.texts
+
+
+def _encode(sentences: Sequence[str], problems: Problems) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The tokens of all sentences, one after the other, and how many each has."""
+    size = _tokenizer.get_vocab_size(with_added_tokens=True)
+    dtype = np.uint16 if size <= 1 << 16 else np.uint32
+    tokens, lengths = [np.zeros(0, dtype)], [np.zeros(0, np.int64)]
     for start in range(0, len(sentences), _SENTENCES_A_CALL):
         encoded = _tokenizer.encode_batch_fast(sentences[start : start + _SENTENCES_A_CALL], add_special_tokens=False)
-        ids += [encoding.ids for encoding in encoded]
-    size = _tokenizer.get_vocab_size(with_added_tokens=True)
-    tokens = np.fromiter((token for sentence in ids for token in sentence), np.uint16 if size <= 1 << 16 else np.uint32)
-    sentence_ends, document_ends, first = [0], [0], 0
-    left_out: Counter[str] = Counter()
-    for end in ends:
-        for sentence in ids[first:end]:
-            if sentence:
-                sentence_ends.append(sentence_ends[-1] + len(sentence))
-        first = end
-        if len(sentence_ends) - 1 > document_ends[-1]:
-            document_ends.append(len(sentence_ends) - 1)
-        else:
-            left_out["a document without a token"] += 1
-    for draft in _output.glob(f".{name}.*.tmp"):  # of a run that was killed
-        store.remove(draft)
-    store.remove(_output / name)  # damaged, or it would not be written again
-    store.write_part(_output, name, tokens, sentence_ends, document_ends, left_out)
-    written = store.whole_part(_output / name)
-    if written is None:
-        raise InputError(f"{_output / name} cannot be read back")
-    return written
-
-
-def split_sentences(document: Document, language: str = "en") -> list[str]:
-    """The sentences of a document, none of them blank."""
-    import sentencex
-
-    if document.kind == "sentences":
-        return document.texts
-    paragraphs = document.texts
-    if document.kind == "markdown":
-        paragraphs = [paragraph for text in document.texts for paragraph in markdown_paragraphs(text)]
-    found = (sentence.strip() for paragraph in paragraphs for sentence in sentencex.segment(language, paragraph))
-    return [sentence for sentence in found if sentence]
-
-
-def train_vocabulary(files: Sequence[Path], reader: Reader, size: int, *, cased: bool, language: str = "en") -> Any:
-    """A BERT tokenizer with a WordPiece vocabulary of these files.
-
-    Raises:
-        InputError: if the text does not give so many pieces.
-    """
-    from transformers import BertTokenizer
-
-    def texts() -> Iterator[str]:
-        problems = Problems()
-        for file in files:
-            for document in reader.read(file, problems):
-                yield from split_sentences(document, language)
-
-    untrained = BertTokenizer(do_lower_case=not cased)
-    trained = untrained.train_new_from_iterator(texts(), size, show_progress=False)
-    if len(trained) < size:
-        raise InputError(f"the text gives a vocabulary of {len(trained)} tokens only, not of {size}")
-    return trained
-
-
-def load_tokenizer(name: str, cased: bool | None) -> Any:
-    """The tokenizer of a vocab.txt, a tokenizer.json, a folder or the hub.
-
-    Args:
-        cased: of a vocab.txt; None to see whether its words have capitals.
-
-    Raises:
-        InputError: if there is none, or it contradicts `cased`.
-    """
-    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
-
-    path = Path(name)
-    try:
-        if path.suffix == ".txt":
-            words = path.read_text(encoding="utf-8").splitlines()
-            capitals = any(word != word.lower() and not word.startswith("[") for word in words)
-            lacking = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} - set(words)
-            if lacking:
-                raise InputError(f"{path} lacks {', '.join(sorted(lacking))}: it is no vocabulary of BERT")
-            if len(set(words)) < len(words):
-                raise InputError(f"{path} has the same token twice")
-            vocabulary = {word: i for i, word in enumerate(words)}
-            return BertTokenizer(vocab=vocabulary, do_lower_case=not (capitals if cased is None else cased))
-        tokenizer: Any
-        if path.suffix == ".json":
-            names = {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **names)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name}: no tokenizer can be read there ({reason})") from error
-    if cased is not None and cased == bool(getattr(tokenizer, "do_lower_case", not cased)):
-        raise InputError(f"{name} is {'un' if cased else ''}cased")
-    return tokenizer
+        ids = [encoding.ids for encoding in encoded]
+        tokens.append(np.fromiter(chain.from_iterable(ids), dtype))
+        lengths.append(np.array([len(sentence) for sentence in ids]))
+    joined, counts = np.concatenate(tokens), np.concatenate(lengths)
+    # A SentencePiece model may know the names of its special tokens as pieces.
+    special = np.isin(joined, [token for token in _special["all"] if token != _special["unk"]])
+    if special.any():
+        problems.update({"a special token's name in the text": int(special.sum())}, {})
+        counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[~special], minlength=len(counts))
+        joined = joined[~special]
+    return joined, counts

@@ -1,5 +1,6 @@
 """Documents from files: text, JSON lines, Markdown, each also gzipped. What cannot be read is counted, never silent."""
 
+import functools
 import gzip
 import json
 import re
@@ -8,20 +9,32 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, Literal, cast
 
 from fastbert.errors import InputError
 
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+
 _TEXT_KEYS = ("text", "paragraphs")
-_KEPT_PROBLEMS = 100
+_KEPT_PER_REASON = 10
+_MARKDOWN_CHARACTERS = 1 << 20
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document as it came: its paragraphs, or its sentences, or Markdown that has yet to be parsed."""
+    """A document as it came.
 
-    kind: str  # "paragraphs", "sentences", "markdown"
+    Attributes:
+        kind: what the texts are. "markdown" is source, of one document or of several.
+        file, line: where it starts.
+    """
+
+    kind: Literal["paragraphs", "sentences", "markdown"]
     texts: list[str]
+    file: str
+    line: int
 
     @property
     def size(self) -> int:
@@ -31,44 +44,64 @@ class Document:
 
 @dataclass
 class Problems:
-    """What was left out, by reason, and where the first of it was."""
+    """What was left out, by reason, and where the first of each reason was."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    first: list[str] = field(default_factory=list)
+    first: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
-        if len(self.first) < _KEPT_PROBLEMS:
-            self.first.append(f"{where}: {reason}")
+        self.update({reason: 1}, {reason: [where]})
+
+    def update(self, counts: dict[str, int], first: dict[str, list[str]]) -> None:
+        """Add those of what comes later in the text."""
+        self.counts.update(counts)
+        for reason, places in first.items():
+            kept = self.first.setdefault(reason, [])
+            kept += places[: _KEPT_PER_REASON - len(kept)]
 
     def __str__(self) -> str:
-        return ", ".join(f"{count:,} x {reason}" for reason, count in self.counts.most_common())
+        return ", ".join(f"{count:,} x {reason}" for reason, count in sorted(self.counts.items()))
 
 
 @dataclass(frozen=True)
 class Reader:
     """Reads documents from files.
 
+    - `.txt`: a blank line ends a document; its lines are one paragraph, or sentences.
+    - `.jsonl`, `.json`: each line is an object, and a document; lines of its text are paragraphs.
+    - `.md`: a heading of level 1 or 2 begins a document. Of its markup only the text of paragraphs and list items is
+      kept: no headings, code blocks, tables, images, HTML or front matter.
+
     Attributes:
         text_key: where a JSON line has its text, a string or a list of paragraphs; None for "text" or "paragraphs".
-        sentence_per_line: lines of text files are sentences, not parts of a paragraph.
+        sentence_per_line: the lines of text files are sentences.
     """
 
     text_key: str | None = None
     sentence_per_line: bool = False
 
-    def read(self, path: Path, problems: Problems, progress: Callable[[int], None] | None = None) -> Iterator[Document]:
+    def read(
+        self, path: Path, name: str, problems: Problems, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Document]:
         """The documents of a file, in order.
 
         Args:
+            name: of the file, in messages.
             progress: called with the number of bytes of the file that have just been read.
 
         Raises:
-            InputError: if the file's name says nothing that is known.  OSError: if it cannot be read.
+            InputError: if the file cannot be read.
         """
-        read = self._format(path)
-        lines = _lines(path, problems, progress)
-        yield from read(lines, str(path), problems)
+        known = problems.counts.total()
+        empty = True
+        try:
+            for document in self._format(path)(_lines(path, name, problems, progress), name, problems):
+                empty = False
+                yield document
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        if empty and problems.counts.total() == known:
+            problems.add("a file without text", name)
 
     def check(self, path: Path) -> None:
         """Raises: InputError, if there is no such file, or its name says nothing that is known."""
@@ -93,63 +126,137 @@ class Reader:
         return formats[suffix]
 
     def _text(self, lines: Iterator[tuple[int, str]], name: str, problems: Problems) -> Iterator[Document]:
-        """Documents lie between blank lines."""
-        kind = "sentences" if self.sentence_per_line else "paragraphs"
+        def document() -> Document:
+            if self.sentence_per_line:
+                return Document("sentences", block, name, start)
+            return Document("paragraphs", [" ".join(block)], name, start)
+
         block: list[str] = []
-        for _, line in lines:
+        start = 0
+        for number, line in lines:
             if stripped := line.strip():
+                start = start if block else number
                 block.append(stripped)
             elif block:
-                yield Document(kind, block if self.sentence_per_line else [" ".join(block)])
+                yield document()
                 block = []
         if block:
-            yield Document(kind, block if self.sentence_per_line else [" ".join(block)])
+            yield document()
 
     def _json_lines(self, lines: Iterator[tuple[int, str]], name: str, problems: Problems) -> Iterator[Document]:
         keys = _TEXT_KEYS if self.text_key is None else (self.text_key,)
         for number, line in lines:
             if not line.strip():
                 continue
-            where = f"{name}, line {number}"
+            where = _where(name, number)
             try:
                 content = json.loads(line)
             except (ValueError, RecursionError):
                 problems.add("not JSON", where)
                 continue
-            text = next((content[key] for key in keys if key in content), None) if isinstance(content, dict) else None
-            paragraphs = [text] if isinstance(text, str) else text
-            if not isinstance(paragraphs, list) or not all(isinstance(p, str) for p in paragraphs):
+            found = [content.get(key) for key in keys] if isinstance(content, dict) else []
+            text = next((value for value in found if value is not None), None)
+            texts = [text] if isinstance(text, str) else text
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 problems.add(f"no text at {' or '.join(map(repr, keys))}", where)
                 continue
-            paragraphs = [p for text in paragraphs for p in text.splitlines() if p.strip()]
-            if paragraphs:
-                yield Document("paragraphs", paragraphs)
-            else:
+            paragraphs = [line for text in texts for line in text.splitlines() if line.strip()]
+            if not paragraphs:
                 problems.add("an empty document", where)
+            elif not _is_unicode(paragraphs):
+                problems.add("half a surrogate pair", where)
+            else:
+                yield Document("paragraphs", paragraphs, name, number)
 
     def _markdown(self, lines: Iterator[tuple[int, str]], name: str, problems: Problems) -> Iterator[Document]:
-        """A new document at each `#` or `##` heading."""
+        """Whole files, for references to links may be defined anywhere; large ones in pieces, cut at headings."""
         block: list[str] = []
+        start, size = 1, 0
         fence = ""
-        for _, line in lines:
-            marker = re.match(r" {0,3}(```+|~~~+)", line)
-            if marker and not fence:
+        front_matter = False
+        for number, line in lines:
+            if number == 1 and line.rstrip() == "---":
+                front_matter = True
+                continue
+            if front_matter and number == 2 and not re.match(r"[\w-]+\s*:|#", line):
+                front_matter = False  # that was a rule
+            if front_matter:
+                front_matter = line.rstrip() not in ("---", "...")
+                continue
+            if fence:
+                fence = "" if re.match(rf" {{0,3}}{fence}{fence[0]}*\s*$", line) else fence
+            elif marker := re.match(r" {0,3}(```+|~~~+)", line):
                 fence = marker[1]
-            elif marker and marker[1].startswith(fence):
-                fence = ""
-            elif not fence and re.match(r"##? ", line):
-                if any(text.strip() for text in block[1:]):
-                    yield Document("markdown", ["".join(block)])
-                block = []
-            if not block and not line.startswith("#"):
-                block.append("")  # what stands before any heading
+            elif size >= _MARKDOWN_CHARACTERS and re.match(r" {0,3}##?\s", line):
+                yield Document("markdown", ["".join(block)], name, start)
+                block, size = [], 0
+            if not block:
+                start = number
+            # Lines that were left out keep their numbers.
+            block += ["\n"] * (number - start - len(block))
             block.append(line)
-        if any(text.strip() for text in block[1:]):
-            yield Document("markdown", ["".join(block)])
+            size += len(line)
+        if front_matter:
+            problems.add("front matter without an end", name)
+        if any(not line.isspace() for line in block):
+            yield Document("markdown", ["".join(block)], name, start)
 
 
-def _lines(path: Path, problems: Problems, progress: Callable[[int], None] | None) -> Iterator[tuple[int, str]]:
-    """Numbered lines, ended by \\n alone; those that are no UTF-8 are left out."""
+def markdown_documents(document: Document, problems: Problems) -> Iterator[Document]:
+    """The documents of a piece of Markdown, as paragraphs."""
+    paragraphs: list[str] = []
+    line = 0
+    other = in_heading = in_table = False
+    nothing = True
+
+    def finished() -> Iterator[Document]:
+        nonlocal nothing
+        nothing = nothing and not paragraphs and not other
+        if paragraphs:
+            yield Document("paragraphs", paragraphs, document.file, document.line + line)
+        elif other:
+            problems.add("a section of code, tables or HTML only", _where(document.file, document.line + line))
+
+    for token in _markdown().parse(document.texts[0]):
+        if token.type == "heading_open":
+            in_heading = True
+            if token.level == 0 and token.tag in ("h1", "h2"):
+                yield from finished()
+                paragraphs, other, line = [], False, (token.map or [0])[0]
+        elif token.type == "heading_close":
+            in_heading = False
+        elif token.type in ("table_open", "table_close"):
+            in_table = token.type == "table_open"
+            other = True
+        elif token.type in ("fence", "code_block", "html_block"):
+            other = True
+        elif token.type == "inline" and not in_heading and not in_table:
+            pieces = []
+            for child in token.children or ():
+                if child.type in ("text", "code_inline"):
+                    pieces.append(child.content)
+                elif child.type in ("softbreak", "hardbreak") or child.content.lower().startswith("<br"):
+                    pieces.append(" ")
+            if text := "".join(pieces).strip():
+                paragraphs.append(text)
+            else:
+                other = True
+    yield from finished()
+    if nothing:
+        problems.add("Markdown without text", _where(document.file, document.line))
+
+
+@functools.cache
+def _markdown() -> "MarkdownIt":
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def _lines(
+    path: Path, name: str, problems: Problems, progress: Callable[[int], None] | None
+) -> Iterator[tuple[int, str]]:
+    """Numbered lines, ended by \\n alone; those that are not UTF-8 are left out."""
     number = 0
     with path.open("rb") as raw:
         zipped = path.suffix.lower() == ".gz"
@@ -159,7 +266,7 @@ def _lines(path: Path, problems: Problems, progress: Callable[[int], None] | Non
             try:
                 line = file.readline()
             except (EOFError, zlib.error, gzip.BadGzipFile):
-                problems.add("a damaged or truncated gzip file", f"{path}, after line {number}")
+                problems.add("a damaged or truncated gzip file", f"{name}, after line {number}")
                 break
             if not line:
                 break
@@ -167,34 +274,27 @@ def _lines(path: Path, problems: Problems, progress: Callable[[int], None] | Non
             if progress is not None and (number % 256 == 0 or len(line) > 1 << 16):
                 progress(raw.tell() - before)
                 before = raw.tell()
+            if number == 1 and line.startswith(_UTF16):
+                problems.add("a file in UTF-16", name)
+                break
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
-                problems.add("not UTF-8", f"{path}, line {number}")
+                problems.add("not UTF-8", _where(name, number))
                 continue
             yield number, text.removesuffix("\n").removesuffix("\r") + "\n"
         if progress is not None:
             progress(raw.tell() - before)
-    if number == 0:
-        problems.add("an empty file", str(path))
 
 
-def markdown_paragraphs(source: str) -> list[str]:
-    """The text of paragraphs and list items, without markup, headings, code blocks, images and HTML."""
-    from markdown_it import MarkdownIt
+def _where(name: str, line: int) -> str:
+    return f"{name}, line {line}"
 
-    paragraphs = []
-    in_heading = False
-    for token in MarkdownIt("commonmark").parse(source):
-        if token.type in ("heading_open", "heading_close"):
-            in_heading = token.type == "heading_open"
-        elif token.type == "inline" and not in_heading:
-            pieces = []
-            for child in token.children or ():
-                if child.type in ("text", "code_inline"):
-                    pieces.append(child.content)
-                elif child.type in ("softbreak", "hardbreak"):
-                    pieces.append(" ")
-            if text := "".join(pieces).strip():
-                paragraphs.append(text)
-    return paragraphs
+
+def _is_unicode(texts: list[str]) -> bool:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

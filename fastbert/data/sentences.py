@@ -1,0 +1,41 @@
+"""Sentences of paragraphs."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+
+from fastbert.errors import InputError
+
+_WINDOW = 1 << 16
+
+
+def check_language(language: str) -> None:
+    """Raises: InputError, if that is no code of a language, or the package that splits sentences is missing."""
+    if not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*", language):
+        raise InputError(f"the language must be a code like en or zh, but is {language}")
+    if importlib.util.find_spec("sentencex") is None:
+        raise InputError("to prepare text, install what splits sentences: pip install 'fastbert-kernels[pretrain]'")
+
+
+def split(paragraph: str, language: str = "en") -> Iterator[str]:
+    """The sentences of a paragraph, without the space around them, none of them blank."""
+    for sentence in _segments(paragraph, language):
+        if stripped := sentence.strip():
+            yield stripped
+
+
+def _segments(text: str, language: str) -> Iterator[str]:
+    """sentencex's time grows with the square of a paragraph's sentences: long ones go through it in windows."""
+    import sentencex
+
+    start, window = 0, _WINDOW
+    while len(text) - start > window:
+        found = sentencex.segment(language, text[start : start + window])
+        if len(found) < 2:
+            window *= 2
+            continue
+        for segment in found[:-1]:
+            yield segment
+            start += len(segment)
+        window = _WINDOW
+    yield from sentencex.segment(language, text[start:])
