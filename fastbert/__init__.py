@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         BertForQuestionAnswering,
         BertForSequenceClassification,
         BertForTokenClassification,
+        BertLMHeadModel,
         BertModel,
     )
     from fastbert.patching import Report, patch, report, unpatch
@@ -27,6 +28,7 @@ __all__ = [
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
+    "BertLMHeadModel",
     "BertModel",
     "FellBack",
     "Report",

@@ -27,10 +27,12 @@ class Run(NamedTuple):
     Attributes:
         packing: where sequences start and end.
         seed: () int64, of this pass's dropout masks; None where nothing is dropped.
+        causal: a token sees itself and what is to its left, as in a decoder.
     """
 
     packing: Packing
     seed: Tensor | None
+    causal: bool = False
 
 
 def is_plain(module: nn.Module, kind: type[Leaf]) -> TypeGuard[Leaf]:
@@ -154,10 +156,9 @@ def self_attention(
     stream: int,
     *,
     scale: float | None = None,
-    causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T) v within each sequence, all heads side by side. (T, N) to (T, H D)."""
+    """softmax(q k^T) v within each sequence, causal as the run is; all heads side by side. (T, N) to (T, H D)."""
     q, k, v = _query_key_value(hidden_TN, query, key, value, head_dim)
     o_THD = functional.attention(
         q,
@@ -166,7 +167,7 @@ def self_attention(
         run.packing.cu_seqlens,
         run.packing.max_seqlen,
         scale=scale,
-        causal=causal,
+        causal=run.causal,
         dropout_p=dropout_p,
         seed=run.seed,
         stream=stream,

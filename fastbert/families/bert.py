@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     QuestionAnsweringModelOutput,
     TokenClassifierOutput,
@@ -302,7 +303,8 @@ class BertModel(_Built, stock.BertModel):
     ) -> Any:
         """transformers' arguments and outputs; also `cu_seq_lens_q`, `max_length_q` for a packed batch, (1, T).
 
-        Padded rows of every hidden state are zeros. A packed batch has one pooled vector for each sequence.
+        Padded rows of every hidden state are zeros. A packed batch has one pooled vector for each sequence. A decoder
+        returns a cache in evaluation only, and not of a packed batch.
 
         Raises:
             ValueError: naming the argument and the bound, see `fastbert.families._inputs`.
@@ -347,7 +349,8 @@ class BertModel(_Built, stock.BertModel):
             )
         packing = inputs.packing
         drops = self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0
-        run = Run(packing, functional.draw_seed(packing.cu_seqlens.device) if drops else None)
+        seed = functional.draw_seed(packing.cu_seqlens.device) if drops else None
+        run = Run(packing, seed, causal=bool(self.config.is_decoder))
         if not torch.compiler.is_compiling():
             _base.state(self).packed_calls += 1
 
@@ -420,14 +423,20 @@ class BertModel(_Built, stock.BertModel):
     ) -> str | None:
         """Why this call must go to transformers, or None."""
         config = self.config
-        if config.is_decoder or config.add_cross_attention:
-            return "a decoder"
+        if config.add_cross_attention:
+            return "a decoder with cross-attention"
         if encoder_hidden_states is not None or past_key_values is not None:
             return "cross-attention or a cache"
+        if config.is_decoder and not self.training:
+            if use_cache is None:
+                use_cache = config.use_cache and kwargs.get("cu_seq_lens_q") is None
+            if use_cache:
+                return "a decoder that returns a cache"
         if kwargs.get("output_attentions", config.output_attentions):
             return "output_attentions"
-        if kwargs.get("is_causal") or getattr(config, "is_causal", False):
-            return "is_causal"
+        for is_causal in (kwargs.get("is_causal"), getattr(config, "is_causal", None)):
+            if is_causal is not None and bool(is_causal) != bool(config.is_decoder):
+                return "is_causal"
         if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2):
             if isinstance(attention_mask, Tensor) and attention_mask.ndim != 4:
                 raise ValueError(f"attention_mask must be 2-D or 4-D, but is {tuple(attention_mask.shape)}")
@@ -439,7 +448,7 @@ class BertModel(_Built, stock.BertModel):
         return self._foreign_part()
 
     def _foreign_part(self) -> str | None:
-        """The first part that somebody replaced with a module that fastbert does not know."""
+        """The first part that somebody replaced with a module that fastbert does not know, or whose mask is another."""
         if not isinstance(self.embeddings, BertEmbeddings):
             return _foreign(self.embeddings)
         if not isinstance(self.encoder, BertEncoder):
@@ -457,10 +466,12 @@ class BertModel(_Built, stock.BertModel):
                 return _foreign(layer.attention.self)
             if not isinstance(layer.attention.output, BertSelfOutput):
                 return _foreign(layer.attention.output)
+            if bool(layer.attention.self.is_causal) != bool(self.config.is_decoder):
+                return "a layer that was not built with config.is_decoder as it is now"
         return None
 
     def fusions(self) -> Fusions:
-        decoder = "a decoder" if self.config.is_decoder or self.config.add_cross_attention else None
+        decoder = "a decoder with cross-attention" if self.config.add_cross_attention else None
         return [("no padding from the embeddings to the last layer", decoder or self._foreign_part())]
 
     def _limits(self) -> _inputs.Limits:
@@ -497,8 +508,13 @@ class BertForPreTrainingOutput(_base.DeferredFields, stock.BertForPreTrainingOut
     """transformers' output; `prediction_logits` of a training step are computed when they are read."""
 
 
-class _MaskedLMHead(_Head):
-    """The masked-LM loss of BertForMaskedLM and BertForPreTraining."""
+@dataclass
+class BertLMOutput(_base.DeferredFields, CausalLMOutputWithCrossAttentions):
+    """transformers' output; `logits` of a training step are computed when they are read."""
+
+
+class _LMHead(_Head):
+    """What the heads share whose labels are words of the vocabulary."""
 
     cls: Any
     training: bool
@@ -509,29 +525,46 @@ class _MaskedLMHead(_Head):
         find = self.training and isinstance(self.cls.predictions, BertLMPredictionHead)
         return None if labels is None else _inputs.TokenLabels(labels, find, max_labels, label_rows)
 
-    def _masked_lm(
-        self, states: PackedHidden | None, padded: Any, labels: Tensor | None, num_items: Tensor | int | None
+    def _lm(
+        self,
+        states: PackedHidden | None,
+        padded: Any,
+        labels: Tensor | None,
+        num_items: Tensor | int | None,
+        keep: Tensor | int = 0,
     ) -> tuple[Tensor | None, Any]:
-        """The loss and the logits, which in training are Deferred."""
+        """The loss and the logits, which in training are Deferred.
+
+        keep: of which tokens the user wants logits, transformers' `logits_to_keep`.
+        """
         if states is None:
+            if labels is None:
+                return None, self.cls.predictions(_kept(padded, keep))
             logits = self.cls.predictions(padded)
-            loss = None if labels is None else _cross_entropy(logits, labels, num_items)
-            return loss, logits
+            return self._loss(logits, labels, num_items), _kept(logits, keep)
         all_TN, packing, labelled = states.all_TN, states.packing, states.labelled
 
         def logits_BLV() -> Tensor:
             return packing.unpack(self.cls.predictions(all_TN()))
 
+        def kept_logits() -> Tensor:
+            if isinstance(keep, int) and keep == 0:
+                return logits_BLV()
+            return cast(Tensor, self.cls.predictions(_kept(packing.unpack(all_TN()), keep)))
+
         if labels is None:
-            return None, logits_BLV()
+            return None, kept_logits()
         _check_token_labels(labels, packing)
         if labelled is None:
             logits = logits_BLV()
-            return _cross_entropy(logits, labels, num_items), logits
+            return self._loss(logits, labels, num_items), _kept(logits, keep)
         loss = self.cls.predictions(states.labelled_MN, labels=labelled.labels, num_items=num_items)
         if labelled.too_many is not None:
             loss = torch.where(labelled.too_many, float("nan"), loss)
-        return loss, _base.Deferred(logits_BLV)
+        return loss, _base.Deferred(kept_logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        return _cross_entropy(logits, labels, num_items)
 
     def fusions(self) -> Fusions:
         known = isinstance(self.cls.predictions, BertLMPredictionHead) and isinstance(self.bert, BertModel)
@@ -540,7 +573,7 @@ class _MaskedLMHead(_Head):
         return [("last layer, in training: only the rows that are read", why)]
 
 
-class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
+class BertForMaskedLM(_LMHead, stock.BertForMaskedLM):
     @_base.same_signature(stock.BertForMaskedLM)
     @can_return_tuple
     def forward(
@@ -575,12 +608,76 @@ class BertForMaskedLM(_MaskedLMHead, stock.BertForMaskedLM):
             encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
-        loss, logits = self._masked_lm(states, output.last_hidden_state, labels, num_items)
+        loss, logits = self._lm(states, output.last_hidden_state, labels, num_items)
         kind = BertMaskedLMOutput if isinstance(logits, _base.Deferred) else MaskedLMOutput
         return kind(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
 
 
-class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
+class BertLMHeadModel(_LMHead, stock.BertLMHeadModel):
+    @_base.same_signature(stock.BertLMHeadModel)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        shift_labels: Tensor | None = None,
+        max_labels: int | None = None,
+        label_rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; honours `num_items_in_batch`.
+
+        In training, and in evaluation with labels, there is no cache, whatever use_cache says.
+
+        labels: (B, L), the tokens themselves: each is the label of the one before it. Of a packed batch, (1, T), the
+        last token of each sequence has none.
+        shift_labels: (B, L) or (1, T), each token's own label, the next token, and -100 for none: instead of labels.
+        max_labels, label_rows: as in BertForMaskedLM, of shift_labels, or of labels once they are shifted.
+        """
+        num_items = kwargs.pop("num_items_in_batch", None)
+        if shift_labels is None and labels is not None:
+            shift_labels = _shifted(labels, kwargs.get("cu_seq_lens_q"))
+        if shift_labels is not None:
+            use_cache = False
+        output, states = self._encode(
+            self._token_labels(shift_labels, max_labels, label_rows),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        loss, logits = self._lm(states, output.last_hidden_state, shift_labels, num_items, logits_to_keep)
+        kind = BertLMOutput if isinstance(logits, _base.Deferred) else CausalLMOutputWithCrossAttentions
+        return kind(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            cross_attentions=output.cross_attentions,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """In at least float32, as transformers' for this class."""
+        return _cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels, num_items)
+
+
+class BertForPreTraining(_LMHead, stock.BertForPreTraining):
     @_base.same_signature(stock.BertForPreTraining)
     @can_return_tuple
     def forward(
@@ -614,7 +711,7 @@ class BertForPreTraining(_MaskedLMHead, stock.BertForPreTraining):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        loss, logits = self._masked_lm(states, output.last_hidden_state, labels if both else None, num_items)
+        loss, logits = self._lm(states, output.last_hidden_state, labels if both else None, num_items)
         next_sentence_logits = self.cls.seq_relationship(output.pooler_output)
         if labels is not None and next_sentence_label is not None:
             next_sentence_loss = F.cross_entropy(next_sentence_logits.view(-1, 2), next_sentence_label.view(-1))
@@ -749,6 +846,27 @@ def _cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | Non
     return F.cross_entropy(logits, labels, reduction="sum") / num_items
 
 
+def _shifted(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Each token's label is that of the next one; the last token of a row, or of a packed sequence, has none."""
+    L = labels.shape[-1]
+    if L == 0:
+        return labels
+    shifted = F.pad(labels[..., 1:], (0, 1), value=-100)
+    if cu_seqlens is None or cu_seqlens.ndim != 1:
+        return shifted
+    last = (cu_seqlens[1:].long() - 1) % L  # of an empty first sequence the batch's last token, which has none anyway
+    return shifted.index_fill(-1, last, -100)
+
+
+def _kept(of_tokens: Tensor, keep: Tensor | int) -> Tensor:
+    """(B, L, N) to (B, K, N): the last `keep` tokens, all for 0; or those that a tensor names, or a mask."""
+    if isinstance(keep, int):
+        return of_tokens[:, -keep:] if keep else of_tokens
+    if keep.ndim == 2:
+        return of_tokens[keep] if keep.dtype == torch.bool else of_tokens.take_along_dim(keep[..., None], dim=1)
+    return of_tokens[:, keep]
+
+
 def _check_token_labels(labels: Tensor, packing: Packing) -> None:
     if tuple(labels.shape) != tuple(packing.shape):
         raise ValueError(f"labels is {tuple(labels.shape)}, not {tuple(packing.shape)} as the batch")
@@ -789,6 +907,7 @@ CLASSES: dict[type, type] = {
         BertLMPredictionHead,
         BertModel,
         BertForMaskedLM,
+        BertLMHeadModel,
         BertForPreTraining,
         BertForTokenClassification,
         BertForQuestionAnswering,
