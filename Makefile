@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUDGET_S ?= 540
 
-.PHONY: help install demo test lint types conformance bench roof report gpu tune gpu-rehearsal codegen faults sanitize clean
+.PHONY: help install demo pretrain-demo test lint types conformance bench roof report gpu tune gpu-rehearsal codegen faults sanitize clean
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -17,6 +17,13 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
 demo: install  ## the main job on a real checkpoint
 	$(BIN)/fastbert demo
+
+pretrain-demo: install  ## a tiny BERT learns from the fables that come with fastbert, from raw text, in a few minutes
+	rm -rf .out/pretrain-demo
+	$(BIN)/fastbert prepare fastbert/assets/fables.jsonl -o .out/pretrain-demo/corpus --train-vocab 600
+	$(BIN)/fastbert pretrain --config tiny --data .out/pretrain-demo/corpus -o .out/pretrain-demo/run --steps 1000 \
+	  --phases 64:0.9,128:0.1 --batch-size 32 --learning-rate 2e-3 --warmup 50 --log-every 50 --save-every 500 --device cpu
+	$(BIN)/fastbert plot .out/pretrain-demo/run
 
 test: install  ## all tests; then the kernels' again, on the kernels, interpreted
 	$(BIN)/python -m pytest

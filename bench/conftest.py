@@ -31,6 +31,8 @@ ORDER = (
     "linear",
     "embedding",
     "model",
+    "pretraining",
+    "input",
     "breakdown",
     "memory",
 )

@@ -293,6 +293,7 @@ class TestProcesses:
     "sampling",
     [
         {"objective": "mlm"},
+        {"objective": "left-to-right"},
         {"masking": "whole-word"},
         {"masking": "span", "objective": "mlm"},
         {"batch_size": None, "batch_tokens": 300},
@@ -303,7 +304,8 @@ class TestProcesses:
 def test_objectives(sampling: dict[str, Any], recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(replace(recipe, sampling=replace(recipe.sampling, **sampling)), corpus, run, device=CPU)
-    name = "BertForMaskedLM" if sampling.get("objective") == "mlm" else "BertForPreTraining"
+    names = {"mlm": "BertForMaskedLM", "left-to-right": "BertLMHeadModel"}
+    name = names.get(sampling.get("objective", ""), "BertForPreTraining")
     assert json.loads((run / "model/config.json").read_text())["architectures"] == [name]
     _, loading = getattr(transformers, name).from_pretrained(run / "model", output_loading_info=True)
     assert not loading["missing_keys"]

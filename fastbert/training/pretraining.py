@@ -19,7 +19,11 @@ from fastbert.training.trainer import PretrainingTrainer
 
 RUN = "run.json"
 MODEL = "model"
-_CLASSES = {"mlm+nsp": fastbert.BertForPreTraining, "mlm": fastbert.BertForMaskedLM}
+_CLASSES = {
+    "mlm+nsp": fastbert.BertForPreTraining,
+    "mlm": fastbert.BertForMaskedLM,
+    "left-to-right": fastbert.BertLMHeadModel,
+}
 
 
 def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device | None = None) -> Path:
@@ -95,16 +99,18 @@ def _model(recipe: Recipe, store: Store) -> Any:
     if recipe.sampling.objective not in _CLASSES:
         raise InputError(f"the objective {recipe.sampling.objective} has no model")
     kind: Any = _CLASSES[recipe.sampling.objective]
+    options = {"is_decoder": True, "use_cache": False} if recipe.sampling.objective == "left-to-right" else {}
     torch.manual_seed(recipe.sampling.seed)
     if recipe.init_from is not None:
         try:
-            model = kind.from_pretrained(recipe.init_from, dtype=torch.float32)
+            model = kind.from_pretrained(recipe.init_from, dtype=torch.float32, **options)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{recipe.init_from}: {str(error).strip().splitlines()[0]}") from error
         check_config(model.config, recipe.init_from, store)
     else:
         assert recipe.config is not None
         config = load_config(recipe.config, store)
+        config.update(options)
         model = kind(config)
     if recipe.dropout is not None:
         model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = recipe.dropout
