@@ -1,4 +1,4 @@
-r"""Softmax attention over packed sequences, every token seeing its whole sequence (no mask tensor).
+r"""Softmax attention over packed sequences, every token seeing its whole sequence, or what is left of it (causal).
 
     o   = dropout(p) v,   p = exp(s - lse),   s = scale * q k^T,   lse = log sum_n exp(s_n)
     dv  = dropout(p)^T do,   dp = dropout(do v^T),   ds = p * (dp - delta),   delta = sum(do * o)
@@ -7,7 +7,8 @@ r"""Softmax attention over packed sequences, every token seeing its whole sequen
 Online softmax over blocks of keys: for each block m' = max(m, max s), alpha = exp(m - m'), p = exp(s - m'),
     l' = l * alpha + sum p,    acc' = acc * alpha + p v.
 Dao 2023, https://arxiv.org/abs/2307.08691. Specification: `fastbert.reference.attention`.
-Arithmetic, forward: 4 D sum_b(seqlen_b^2) flops per head; backward: 10 D, in two passes 14 D.
+Arithmetic, forward: 4 D sum_b(seqlen_b^2) flops per head; backward: 10 D, in two passes 14 D. Causal: half of it, for
+no pass visits a block that lies wholly above the diagonal.
 
 The backward adds up in one order always. Where the longest sequence fits into one block, one program owns a whole
 (sequence, head) and makes all three gradients of it. Longer ones take two passes: dq (and delta) by queries, then dk
@@ -571,21 +572,24 @@ def _launch_bwd(
     return gradients
 
 
-def _scores(cu_seqlens: Tensor, T: int, max_seqlen: int) -> int:
-    """How many there are for each head; while tracing, when lengths are unknown, at most."""
+def _scores(cu_seqlens: Tensor, T: int, max_seqlen: int, causal: bool) -> int:
+    """How many a head uses; while tracing, when lengths are unknown, at most."""
     if isinstance(cu_seqlens, FakeTensor) or cu_seqlens.is_meta:
-        return T * max_seqlen
-    return int(cu_seqlens.diff().long().square().sum())
+        return T * (max_seqlen + 1) // 2 if causal else T * max_seqlen
+    seqlens = cu_seqlens.diff().long()
+    return int((seqlens * (seqlens + 1) // 2 if causal else seqlens.square()).sum())
 
 
-def _flops_fwd(q: Tensor, k: Tensor | None, v: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, *_: Any) -> int:
+def _flops_fwd(
+    q: Tensor, k: Any, v: Any, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool, *_: Any
+) -> int:
     T, H, D = q.shape[0], *q.shape[-2:]
-    return 4 * H * D * _scores(cu_seqlens, T, max_seqlen)
+    return 4 * H * D * _scores(cu_seqlens, T, max_seqlen, causal)
 
 
-def _flops_bwd(do: Tensor, q: Any, k: Any, v: Any, o: Any, lse: Any, cu_seqlens: Tensor, longest: int, *_: Any) -> int:
-    T, H, D = do.shape
-    return 10 * H * D * _scores(cu_seqlens, T, longest)
+def _flops_bwd(do: Tensor, q: Any, k: Any, v: Any, o: Any, lse: Any, *rest: Any) -> int:
+    (T, H, D), (cu_seqlens, max_seqlen, _scale, causal, *_) = do.shape, rest
+    return 10 * H * D * _scores(cu_seqlens, T, max_seqlen, causal)
 
 
 attention_bwd = _library.define(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels import _launch
+from fastbert.kernels import attention as kernel
 from fastbert.kernels.attention import attention_bwd, attention_fwd
 from tests.oracle import assert_operator_accurate, to_float64
 
@@ -106,6 +107,69 @@ def test_tiles_of_hopper(seqlens: list[int], dropout_p: float, device: str, monk
     if device == "cpu":
         monkeypatch.setattr(_launch, "chip", lambda device: _launch.Chip((9, 0), 132))
     _check_accuracy(_inputs(seqlens, 64, 1, torch.float16, device, False, dropout_p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("seqlens", [[1, 63, 64], [65, 1, 129], [300]], ids=str)
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_causal(
+    seqlens: list[int], dropout_p: float, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths around a block's, with blocks of both shapes: more queries than keys, and the largest tiles there are."""
+    if device == "cpu" and dtype == torch.float16:
+        monkeypatch.setattr(_launch, "chip", lambda device: _launch.Chip((9, 0), 132))
+    _check_accuracy(_inputs(seqlens, 64, 1, dtype, device, True, dropout_p))
+
+
+@pytest.mark.parametrize("tile", [(16, 64), (64, 16), (32, 32)], ids=str)
+@pytest.mark.parametrize("seqlens", [[129], [1, 63, 65, 0]], ids=str)
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_causal_on_any_tile(
+    tile: tuple[int, int], seqlens: list[int], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of keys that some of a block's queries see nothing of, before and after those that they see."""
+    monkeypatch.setattr(kernel, "_blocks", lambda *_: _launch.Blocks(*tile, 4, 1))
+    monkeypatch.setattr(kernel, "_one_block", lambda *_: False)
+    _check_accuracy(_inputs(seqlens, 32, 2, torch.float32, device, True, 0.1))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("seqlens", [[40, 9], [9, 140]], ids=str)
+def test_what_is_to_the_right_changes_nothing(seqlens: list[int], dropout_p: float, device: str) -> None:
+    """Other numbers there change no bit of a causal output or of its gradients, and no gradient reaches them."""
+    q, k, v, cu_seqlens, *rest = _inputs(seqlens, 32, 2, torch.float32, device, True, dropout_p)
+    T, cut = q.shape[0], 37 if seqlens[0] == 40 else 100
+    right = torch.zeros(T, dtype=torch.bool, device=device)
+    right[cut : int(cu_seqlens[1]) if cut < seqlens[0] else T] = True
+    do = torch.randn(T, *q.shape[1:], device=device)
+    do[right] = 0.0
+
+    def run(poison: bool) -> tuple[Tensor, ...]:
+        leaves = [t.clone() for t in (q, k, v)]
+        for t in leaves if poison else ():
+            t[right] = 3.0 * torch.randn_like(t[right])
+        leaves = [t.requires_grad_() for t in leaves]
+        o, lse = attention_fwd(*leaves, cu_seqlens, *rest)
+        return o.detach(), lse.T, *torch.autograd.grad(o, leaves, do)
+
+    clean, changed = run(False), run(True)
+    for before, after in zip(clean, changed, strict=True):
+        assert torch.equal(before[~right], after[~right])
+    for gradient in changed[2:]:
+        assert (gradient[right] == 0).all()
+    assert all(gradient[~right].any() for gradient in changed[2:])
+
+
+def test_causal_dropout_has_the_same_masks(device: str) -> None:
+    """With values that are one, an output is the sum of a row's probabilities that were kept."""
+    T, p = 70, 0.25
+    q, k, v, *rest = _inputs([T], 16, 2, torch.float32, device, True, p)
+    seed, stream = rest[-2:]
+    o, _ = attention_fwd(torch.zeros_like(q), k, torch.ones_like(v), *rest)
+    keep = reference.keep_mask(2, 0, T, T, p, seed, stream, scores=True)
+    expected = (keep.tril().sum(-1) / torch.arange(1, T + 1, device=device)).T * 256 / 192
+    torch.testing.assert_close(o, expected[..., None].expand_as(o).float())
 
 
 def test_many_sequences(device: str) -> None:

@@ -2,6 +2,7 @@
 
 from itertools import accumulate
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,11 +23,24 @@ def test_attention_counts_the_scores_of_each_sequence() -> None:
     assert counter.get_total_flops() == 10 * H * D * (25 + 1 + 81)
 
 
-def test_attention_while_tracing() -> None:
+def test_causal_attention_counts_the_scores_that_are_seen() -> None:
+    H, D, seqlens = 3, 8, [5, 1, 9]
+    qkv = torch.randn(15, 3, H, D, requires_grad=True)
+    cu_seqlens = torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32)
+    with FlopCounterMode(display=False) as counter:
+        o = functional.attention(qkv, None, None, cu_seqlens, 9, causal=True)
+    assert counter.get_total_flops() == 4 * H * D * (15 + 1 + 45)
+    with FlopCounterMode(display=False) as counter:
+        o.sum().backward()
+    assert counter.get_total_flops() == 10 * H * D * (15 + 1 + 45)
+
+
+@pytest.mark.parametrize(("causal", "scores"), [(False, 15 * 9), (True, 15 * 5)])
+def test_attention_while_tracing(causal: bool, scores: int) -> None:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         cu_seqlens = torch.zeros(4, dtype=torch.int32)
-        functional.attention(torch.randn(15, 3, 2, 8), None, None, cu_seqlens, 9)
-    assert counter.get_total_flops() == 4 * 2 * 8 * 15 * 9
+        functional.attention(torch.randn(15, 3, 2, 8), None, None, cu_seqlens, 9, causal=causal)
+    assert counter.get_total_flops() == 4 * 2 * 8 * scores
 
 
 def test_a_model_without_padding_counts_as_transformers_counts_it() -> None:

@@ -23,6 +23,7 @@ _SPECIAL = {
 _BERT_SPECIAL = [names[0] for names in _SPECIAL.values()]
 _COVERAGE = 0.9995
 _SPARE = 30
+_FEW = 100
 _TEXTS_A_COUNT = 4096
 
 
@@ -73,7 +74,8 @@ def load_tokenizer(source: str, cased: bool | None = None) -> Any:
 def train(texts: Callable[[], Iterable[str]], size: int, *, cased: bool) -> Any:
     """A BERT tokenizer with a WordPiece vocabulary of these texts, the same for the same texts.
 
-    The alphabet is what makes up 99.95 % of the text, or one token in thirty, whichever is more.
+    The alphabet is what makes up 99.95 % of the text, or a hundred letters, or as many as a thirtieth of the tokens,
+    whichever is most, but no more than half of the tokens.
 
     Args:
         texts: called twice.
@@ -153,7 +155,7 @@ def _alphabet(texts: Iterable[str], backend: Tokenizer, size: int) -> list[str]:
     covered = accumulate(counts[letter] for letter in letters)
     needed = sum(count < _COVERAGE * counts.total() for count in covered) + 1
     limit = (size - len(_BERT_SPECIAL)) // 2
-    return sorted(letters[: min(max(needed, size // _SPARE), limit)])
+    return sorted(letters[: min(max(needed, _FEW, size // _SPARE), limit)])
 
 
 def _count_characters(texts: Iterable[str]) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,39 @@
+"""Token stores on disk, for tests of how they are made and read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastbert.data.prepare import Prepared, prepare
+from fastbert.data.readers import Reader
+from fastbert.data.vocabulary import load_tokenizer
+
+FABLES = Path(__file__).parents[1] / "fastbert/assets/fables.jsonl"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?-'\"()[]"
+
+
+def fables() -> list[dict[str, str]]:
+    return [json.loads(line) for line in FABLES.read_text(encoding="utf-8").splitlines()]
+
+
+def write_vocabulary(path: Path, words: list[str] | None = None) -> Path:
+    """A vocab.txt of some words, or of letters and a few common words."""
+    if words is None:
+        words = [*LETTERS, *(f"##{letter}" for letter in LETTERS[:36]), "the", "and", "fox", "lion", "said", "##ing"]
+    path.write_text("".join(f"{word}\n" for word in [*SPECIAL, *words]), encoding="utf-8")
+    return path
+
+
+def make_store(files: list[Path], output: Path, vocabulary: Path, **options: Any) -> Prepared:
+    """`prepare` with parts of some documents each."""
+    options = {"reader": Reader(), "part_characters": 4000} | options
+    prepared = prepare(files, output, lambda: load_tokenizer(str(vocabulary)), asked={}, **options)
+    assert prepared is not None
+    return prepared
+
+
+def content(store: Path) -> dict[str, bytes]:
+    """All files of a store, hidden ones too, but not those that name its shards."""
+    files = (file for file in store.rglob("*") if file.is_file() and not file.name.startswith("shard-"))
+    return {str(file.relative_to(store)): file.read_bytes() for file in files}

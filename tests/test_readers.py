@@ -1,0 +1,319 @@
+"""Documents and sentences: what each format means, and what becomes of what cannot be read."""
+
+import errno
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencex
+
+from fastbert.data import readers, sentences
+from fastbert.data.readers import Problems, Reader, markdown_documents
+from fastbert.errors import InputError
+from tests.stores import FABLES, fables
+
+Read = tuple[list[list[str]], list[int], dict[str, list[str]]]
+
+
+def _read(path: Path, content: str | bytes | None = None, **options: Any) -> Read:
+    """Texts of each document, the line where each starts, and problems."""
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    problems = Problems()
+    found = []
+    for document in Reader(**options).read(path, path.name, problems):
+        found += list(markdown_documents(document, problems)) if document.kind == "markdown" else [document]
+    assert all(problems.counts[reason] >= len(places) > 0 for reason, places in problems.first.items())
+    return [document.texts for document in found], [document.line for document in found], problems.first
+
+
+class TestText:
+    def test_blank_lines_part_documents(self, tmp_path: Path) -> None:
+        texts, lines, problems = _read(tmp_path / "a.txt", "\n One\ntwo. \n\n \t\nThree.\r\n\r\nfour")
+        assert texts == [["One two."], ["Three."], ["four"]]
+        assert lines == [2, 6, 8]
+        assert not problems
+
+    def test_a_sentence_a_line(self, tmp_path: Path) -> None:
+        texts, _, _ = _read(tmp_path / "a.txt", "One. Two.\nThree\n\nFour\n", sentence_per_line=True)
+        assert texts == [["One. Two.", "Three"], ["Four"]]
+
+    def test_only_newlines_end_lines(self, tmp_path: Path) -> None:
+        texts, _, _ = _read(tmp_path / "a.txt", "a\u2028b\x0cc\x85d\n", sentence_per_line=True)
+        assert texts == [["a\u2028b\x0cc\x85d"]]
+
+    def test_a_byte_order_mark_is_no_text(self, tmp_path: Path) -> None:
+        assert _read(tmp_path / "a.txt", b"\xef\xbb\xbfone\n\n\xef\xbb\xbftwo")[0] == [["one"], ["\ufefftwo"]]
+
+    def test_lines_that_are_not_utf8(self, tmp_path: Path) -> None:
+        texts, _, problems = _read(tmp_path / "a.txt", b"one\ncaf\xe9\ntwo\n\n\xff\nthree")
+        assert texts == [["one two"], ["three"]]
+        assert problems == {"not UTF-8": ["a.txt, line 2", "a.txt, line 5"]}
+
+    def test_utf16_is_left_out_as_a_whole(self, tmp_path: Path) -> None:
+        texts, _, problems = _read(tmp_path / "a.txt", "one\n\ntwo\n".encode("utf-16"))
+        assert not texts
+        assert problems == {"a file in UTF-16": ["a.txt"]}
+
+    @pytest.mark.parametrize("content", ["", "\n \n\t\n"])
+    @pytest.mark.parametrize("suffix", ["txt", "jsonl", "md", "txt.gz"])
+    def test_files_without_text(self, tmp_path: Path, content: str, suffix: str) -> None:
+        raw = gzip.compress(content.encode()) if suffix.endswith("gz") else content
+        texts, _, problems = _read(tmp_path / f"a.{suffix}", raw)
+        assert not texts
+        assert problems == {"a file without text": [f"a.{suffix}"]}
+
+
+class TestJsonLines:
+    def test_text_or_paragraphs(self, tmp_path: Path) -> None:
+        lines = [
+            {"text": "One.\nTwo.\n\n \nThree."},
+            {"text": None, "paragraphs": ["Four.", "", "Five.\nSix."]},
+            {"title": "left out", "text": "Seven."},
+        ]
+        texts, numbers, problems = _read(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, lines)))
+        assert texts == [["One.", "Two.", "Three."], ["Four.", "Five.", "Six."], ["Seven."]]
+        assert numbers == [1, 3, 5]
+        assert not problems
+
+    def test_another_key(self, tmp_path: Path) -> None:
+        texts, _, problems = _read(
+            tmp_path / "a.json", '{"body": "One.", "text": "no"}\n{"text": "no"}', text_key="body"
+        )
+        assert texts == [["One."]]
+        assert problems == {"no text at 'body'": ["a.json, line 2"]}
+
+    def test_every_fault_of_a_line_is_counted(self, tmp_path: Path) -> None:
+        lines = {
+            "{": "not JSON",
+            '{"text": "One."} {': "not JSON",
+            "[" * 200_000: "not JSON",
+            '["text"]': "no text at 'text' or 'paragraphs'",
+            '{"title": "One."}': "no text at 'text' or 'paragraphs'",
+            '{"text": 1}': "no text at 'text' or 'paragraphs'",
+            '{"paragraphs": ["One.", 2]}': "no text at 'text' or 'paragraphs'",
+            '{"text": " \\n "}': "an empty document",
+            '{"paragraphs": []}': "an empty document",
+            '{"text": "\\ud83d"}': "half a surrogate pair",
+        }
+        texts, numbers, problems = _read(tmp_path / "a.jsonl", "\n".join(lines) + '\n{"text": "Good \\ud83d\\ude00"}')
+        assert texts == [["Good 😀"]]
+        assert numbers == [len(lines) + 1]
+        expected: dict[str, list[str]] = {}
+        for number, reason in enumerate(lines.values(), 1):
+            expected.setdefault(reason, []).append(f"a.jsonl, line {number}")
+        assert problems == expected
+
+
+MARKDOWN = """\
+---
+title: not text
+---
+Before *any*
+heading.
+
+# One
+
+A *first* __paragraph__ with `code`, a [link](http://x.y "title"), a [reference][r], an ![image](i.png "not text"),
+<b>bold</b>, ~~struck~~ &amp; \\*escaped\\*, one<br/>two and <http://a.b>.
+
+- an item
+- another
+
+  with two paragraphs
+***
+> quoted
+> text
+
+### Deeper
+
+still the first.
+
+```
+# not a heading
+```
+
+Two
+---
+    code
+| a | b |
+|---|---|
+| 1 | 2 |
+
+Three
+=====
+
+## Four ##
+The last
+one.
+
+[r]: http://somewhere.else
+"""
+
+
+class TestMarkdown:
+    def test_markup_goes_and_headings_begin_documents(self, tmp_path: Path) -> None:
+        texts, lines, problems = _read(tmp_path / "a.md", MARKDOWN)
+        assert texts == [
+            ["Before any heading."],
+            [
+                "A first paragraph with code, a link, a reference, an ,"
+                " bold, struck & *escaped*, one two and http://a.b.",
+                "an item",
+                "another",
+                "with two paragraphs",
+                "quoted text",
+                "still the first.",
+            ],
+            ["The last one."],
+        ]
+        assert [MARKDOWN.splitlines()[line - 1] for line in lines] == ["Before *any*", "# One", "## Four ##"]
+        assert problems == {"a section of code, tables or HTML only": ["a.md, line 28"]}
+
+    def test_front_matter_is_not_a_rule(self, tmp_path: Path) -> None:
+        assert _read(tmp_path / "a.md", "---\none\n---\ntwo")[0] == [["two"]]  # a rule, and a heading
+        assert _read(tmp_path / "a.md", "---\n\none\n\n---\n\ntwo")[0] == [["one", "two"]]
+        texts, _, problems = _read(tmp_path / "a.md", "---\na: b\n\none\n")
+        assert not texts
+        assert problems == {"front matter without an end": ["a.md"]}
+
+    def test_headings_only(self, tmp_path: Path) -> None:
+        assert _read(tmp_path / "a.md", "# One\n## Two\n")[2] == {"Markdown without text": ["a.md, line 1"]}
+
+    def test_lines_that_are_not_utf8_keep_their_numbers(self, tmp_path: Path) -> None:
+        texts, lines, _ = _read(tmp_path / "a.md", b"# A\n\xff\n\xff\none\n# B\ntwo\n")
+        assert texts == [["one"], ["two"]]
+        assert lines == [1, 5]
+
+    def test_large_files_are_parsed_in_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        section = "## {0}\n\ntext {0}\n\n````\n```\n# no heading\n````\n\n### {0}.1\nmore\n"
+        (tmp_path / "a.md").write_text("".join(section.format(i) for i in range(50)))
+        whole = _read(tmp_path / "a.md")
+        monkeypatch.setattr(readers, "_MARKDOWN_CHARACTERS", 200)
+        pieces = list(Reader().read(tmp_path / "a.md", "a.md", Problems()))
+        assert len(pieces) > 10
+        assert _read(tmp_path / "a.md") == whole
+        assert len(whole[0]) == 50
+
+
+class TestGzip:
+    @pytest.mark.parametrize(
+        ("suffix", "content"),
+        [("txt", "One.\n\nTwo.\n"), ("jsonl", '{"text": "One."}\n{"text": "Two."}'), ("md", "# A\nOne.\n# B\nTwo.")],
+    )
+    def test_every_format(self, tmp_path: Path, suffix: str, content: str) -> None:
+        plain = _read(tmp_path / f"a.{suffix}", content)
+        assert plain[0] == [["One."], ["Two."]]
+        assert _read(tmp_path / f"a.{suffix}.gz", gzip.compress(content.encode())) == plain
+        halves = content.encode()[:7], content.encode()[7:]
+        assert _read(tmp_path / f"a.{suffix.upper()}.GZ", b"".join(map(gzip.compress, halves))) == plain
+
+    def test_truncated(self, tmp_path: Path) -> None:
+        content = FABLES.read_bytes()
+        for kept in (0.2, 0.9):
+            packed = gzip.compress(content)
+            texts, _, problems = _read(tmp_path / "a.jsonl.gz", packed[: int(kept * len(packed))])
+            assert 0 < len(texts) < len(fables())
+            assert texts == [[text["text"]] for text in fables()[: len(texts)]]
+            (places,) = problems.values()
+            assert problems.keys() == {"a damaged or truncated gzip file"}
+            assert places == [f"a.jsonl.gz, after line {len(texts)}"]
+
+    @pytest.mark.parametrize(
+        "damage", [lambda b: b"not gzip", lambda b: b[:30] + b"\0" * 9 + b[39:], lambda b: b + b"x"]
+    )
+    def test_damaged(self, tmp_path: Path, damage: Any) -> None:
+        packed = gzip.compress(b"One.\n\nTwo.\n\nThree and some more to have a longer file.\n")
+        _, _, problems = _read(tmp_path / "a.txt.gz", damage(packed))
+        assert problems.keys() == {"a damaged or truncated gzip file"}
+
+
+def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader()
+    for name in ("a", "a.csv", "a.gz", "a.tar.gz", ".txt"):
+        with pytest.raises(InputError, match=r"its name must end with one of \.txt"):
+            reader.check(tmp_path / name)
+    with pytest.raises(InputError, match=r"a\.txt: there is no such file"):
+        reader.check(tmp_path / "a.txt")
+    (tmp_path / "b.txt").mkdir()
+    with pytest.raises(InputError, match=r"b\.txt: not a file"):
+        reader.check(tmp_path / "b.txt")
+
+    class Unreadable(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "c.txt").write_text("text")
+    reader.check(tmp_path / "c.txt")
+    monkeypatch.setattr(Path, "open", lambda *_: Unreadable())
+    with pytest.raises(InputError, match=r"cannot read .*c\.txt: Input/output error"):
+        list(reader.read(tmp_path / "c.txt", "c.txt", Problems()))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_progress_adds_up_to_the_file(tmp_path: Path, suffix: str) -> None:
+    content = FABLES.read_bytes() * 20
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    steps: list[int] = []
+    list(Reader().read(tmp_path / f"a.{suffix}", "a", Problems(), steps.append))
+    assert sum(steps) == (tmp_path / f"a.{suffix}").stat().st_size
+    assert len(steps) > 5
+
+
+def test_problems_are_all_counted_and_a_few_of_each_are_kept() -> None:
+    problems = Problems()
+    for i in range(1000):
+        problems.add("rare" if i == 999 else "often", f"line {i}")
+    problems.update({"often": 5, "other": 1}, {"often": ["no room"], "other": ["there"]})
+    assert problems.counts == {"often": 1004, "rare": 1, "other": 1}
+    assert problems.first["often"] == [f"line {i}" for i in range(10)]
+    assert problems.first["rare"] == ["line 999"]
+    assert problems.first["other"] == ["there"]
+    assert str(problems) == "1,004 x often, 1 x other, 1 x rare"
+
+
+class TestSentences:
+    def test_english(self) -> None:
+        text = ' Dr. Smith went to 3.5 places.  "Why?" he asked. Nobody knew... U.S. troops came! '
+        assert list(sentences.split(text)) == [
+            "Dr. Smith went to 3.5 places.",
+            '"Why?" he asked.',
+            "Nobody knew...",
+            "U.S. troops came!",
+        ]
+
+    def test_chinese(self) -> None:
+        assert list(sentences.split("我们是人。他们也是。真的", "zh")) == ["我们是人。", "他们也是。", "真的"]
+
+    @pytest.mark.parametrize("text", ["", " ", "\n\t "])
+    def test_blank(self, text: str) -> None:
+        assert list(sentences.split(text)) == []
+
+    def test_long_paragraphs_go_through_in_windows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = " ".join(fable["text"] for fable in fables())
+        whole = [segment.strip() for segment in sentencex.segment("en", text)]
+        sizes: list[int] = []
+        stock = sentencex.segment
+        monkeypatch.setattr(
+            sentencex, "segment", lambda language, text: sizes.append(len(text)) or stock(language, text)
+        )
+        pieces = list(sentences.split(text))
+        assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+        assert len(set(whole) ^ set(pieces)) < 0.01 * len(whole)
+        assert max(sizes) == sentences._WINDOW < len(text) / 5
+        assert sum(sizes) < 3 * len(text)
+
+    def test_very_long_sentences_stay_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sentences, "_WINDOW", 100)
+        long = "word " * 1000 + "end."
+        assert list(sentences.split(f"Short. {long} Short again.")) == ["Short.", long, "Short again."]
+
+    def test_what_is_no_language(self) -> None:
+        for language in ("en", "zh", "arz", "zh-classical"):
+            sentences.check_language(language)
+        for language in ("", "EN", "english", "en_US", "e"):
+            with pytest.raises(InputError, match="a code like en"):
+                sentences.check_language(language)
