@@ -143,7 +143,8 @@ void Masker::choose_units(Random& random, std::int64_t target) {
     if (!fits(chosen + size)) continue;
     const bool whole = before == 0 && passed + size <= target;
     const double chance = size <= target ? 0.5 : static_cast<double>(target) / static_cast<double>(target + size - 1);
-    if (whole || passed >= target || random.uniform() < chance) {
+    const bool only = i + 1 == units && chosen == 0;  // none is left that could be the one at least
+    if (whole || only || passed >= target || random.uniform() < chance) {
       for (std::int32_t place = unit.start; place < unit.end; ++place) chosen_.push_back({place, place + 1});
       chosen += size;
     }

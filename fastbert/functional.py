@@ -187,7 +187,7 @@ def attention(
         cu_seqlens: (B + 1,) int32, where each sequence starts, and T.  max_seqlen: tokens in the longest.
             Their values are looked at only with FASTBERT_DEBUG=1 in the environment, for that waits for a GPU.
         scale: 1 / sqrt(D) where it is None.
-        causal: a token sees itself and what is to its left in its sequence, as in a decoder. The dropout masks are those
+        causal: a token sees itself and what is to its left in its sequence, as in a decoder. Dropout masks are those
             of the same call without it.
         dropout_p: probability of dropping a probability, in [0, 1].  seed: () int64, drawn where it is None.
 

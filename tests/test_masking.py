@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert import _C
+from fastbert.data.masking import Masker
+from fastbert.errors import InputError
 
 VOCABULARY = 1000
 SPECIAL = (0, 1, 2, 3, 4)  # [PAD] [UNK] [CLS] [SEP] [MASK]
@@ -232,7 +235,7 @@ def test_laws(lengths: list[int], unit: str, rate: float, mask: float, cap: int,
     for start, end in pairwise(cu_seqlens):
         if cap:
             assert chosen[start:end].sum() <= cap
-        if rate > 0 and unit == "token" and not special[start:end].all():
+        if rate > 0 and cap == 0 and not special[start:end].all():
             assert chosen[start:end].any()
 
 
@@ -263,3 +266,41 @@ def test_bad_input() -> None:
         _corrupt(ids, cu_seqlens, unit_starts=np.ones(3, np.uint8))
     with pytest.raises(ValueError, match="only special"):
         _C.corrupt(ids, cu_seqlens, np.ones(VOCABULARY, np.uint8), MASK, _C.Masking(), seed=0, epoch=0)
+
+
+def _tokenizer() -> transformers.BertTokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##x", "##y"]
+    return transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+
+
+def test_the_masker_goes_by_its_tokenizer() -> None:
+    tokenizer = _tokenizer()
+    ids = np.array(tokenizer("a bx c dxy e f g h")["input_ids"] * 50)
+    cu_seqlens = np.arange(51) * (len(ids) // 50)
+    masker = Masker(tokenizer, unit="whole-word", rate=0.3, replace_by_mask=1.0, replace_by_random=0.0)
+    masked = masker(ids, cu_seqlens)
+    special = np.isin(ids, tokenizer.all_special_ids)
+    assert (masked.input_ids[masked.label_rows] == tokenizer.mask_token_id).all()
+    assert not (masked.labels[special] != -100).any()
+    chosen = masked.labels != -100
+    pieces = np.isin(ids, tokenizer.convert_tokens_to_ids(["##x", "##y"]))
+    np.testing.assert_array_equal(chosen[pieces], chosen[:-1][pieces[1:]])
+    np.testing.assert_array_equal(masked.label_rows, np.flatnonzero(chosen))
+    whole = np.zeros(len(ids), bool)  # a sequence is one unit
+    whole[cu_seqlens[:-1]] = True
+    together = masker(ids, cu_seqlens, unit_starts=whole)
+    counts = (together.labels != -100).reshape(50, -1).sum(1)
+    assert set(counts) == {(~special[: len(ids) // 50]).sum()}
+
+
+def test_a_masker_that_cannot_be() -> None:
+    tokenizer = _tokenizer()
+    with pytest.raises(InputError, match="rate"):
+        Masker(tokenizer, rate=2.0)
+    with pytest.raises(InputError, match="not in the vocabulary"):
+        Masker(tokenizer)([99], [0, 1])
+    with pytest.raises(InputError, match="cu_seqlens"):
+        Masker(tokenizer)([5, 6], [0, 1])
+    tokenizer.mask_token = None
+    with pytest.raises(InputError, match="no mask token"):
+        Masker(tokenizer)
