@@ -69,6 +69,13 @@ def whole_checkpoints(run: Path) -> list[int]:
     return sorted(found)
 
 
+def logged(run: Path) -> int:
+    """The last step in the log."""
+    path = run / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
@@ -86,13 +93,9 @@ def main() -> None:
         run, kills, in_checkpoints, last = folder / "killed", 0, 0, 0
         while kills < arguments.kills:
             process = start(run, corpus, config, slow=True)
-            log, seen = run / "log.jsonl", last
-            while process.poll() is None and not (run / "checkpoint-5").exists() and seen == 0:
-                time.sleep(0.02)  # until it has begun
-            before = log.stat().st_mtime_ns if log.exists() else 0
-            while process.poll() is None and log.exists() and log.stat().st_mtime_ns == before:
-                time.sleep(0.01)  # until it has gone on
-            time.sleep(chance.uniform(0.0, 1.2))
+            while process.poll() is None and logged(run) <= last:
+                time.sleep(0.02)  # until it has gone on
+            time.sleep(chance.uniform(0.0, 2.0))
             if process.poll() is not None:
                 assert process.returncode == 0, "it ended by itself, and not well"
                 print(f"finished after {kills} kills: beginning again")
