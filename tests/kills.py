@@ -1,6 +1,10 @@
-"""Kill a pretraining run at random moments; its weights must be those of a run that nobody disturbed.
+"""Kill a pretraining run again and again, at random and while it writes checkpoints: its model must not differ.
 
-python -m tests.kills [--kills 10] [--seed 0]: also while checkpoints are written, which this slows down.
+    python -m tests.kills [--kills 10] [--processes 2]     a table, and exit status 1 if anything was lost
+
+An undisturbed run comes first. Then the same command is killed (-9, every process of it) and started again until it has
+been killed so often: half the time at a random moment, half the time while a checkpoint is being written. Steps and
+files take longer here than they would. At the end it runs through.
 """
 
 import argparse
@@ -13,113 +17,156 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+import torch
+from safetensors.torch import load_file
+
+from fastbert import cli
+from fastbert.training import checkpoints
+from fastbert.training.trainer import PretrainingTrainer
+from tests.runs import ROOT, make_corpus
+
+STEPS, SAVE_EVERY = 60, 5
 OPTIONS = [
-    "--steps",
-    "60",
-    "--phases",
-    "32:0.6,64:0.4",
-    "--batch-size",
-    "8",
-    "--warmup",
-    "5",
-    "--learning-rate",
-    "1e-3",
+    *("--steps", str(STEPS), "--phases", "32:0.5,64:0.5", "--batch-size", "8", "--learning-rate", "1e-3"),
+    *("--warmup", "5", "--log-every", "1", "--save-every", str(SAVE_EVERY), "--keep", "2", "--threads", "1"),
+    *("--device", "cpu"),
 ]
-OPTIONS += ["--save-every", "5", "--keep", "2", "--log-every", "5", "--device", "cpu", "--threads", "1"]
-CONFIG = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
-CHECKPOINT = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "data.json")
 
 
-def start(run: Path, corpus: Path, config: Path, slow: bool) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SLOW_CHECKPOINTS": str(int(slow))}
-    command = [sys.executable, "-m", "tests.kills", "--run", "pretrain", "--config", str(config)]
-    command += ["--data", str(corpus), "--output", str(run), *OPTIONS]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = make_corpus(folder / "corpus")
+        run, undisturbed = folder / "run", folder / "undisturbed"
+        start = time.perf_counter()
+        _finish(_start(corpus, undisturbed, options.processes, folder / "undisturbed.txt"))
+        print(f"undisturbed: {STEPS} steps, {time.perf_counter() - start:.0f} s", flush=True)
+        lost = _kill_again_and_again(corpus, run, options.kills, options.processes, chance, folder / "killed.txt")
+        _finish(_start(corpus, run, options.processes, folder / "killed.txt"))
+        return _judge(run, undisturbed, lost)
 
 
-def be_the_run() -> None:
-    """The process that is killed: its checkpoints take half a second each where they are to be slow."""
-    import torch
+def _kill_again_and_again(
+    corpus: Path, run: Path, kills: int, processes: int, chance: random.Random, errors: Path
+) -> int:
+    """The most steps that had to be made again."""
+    most = 0
+    print(f"{'kill':>4}  {'at step':>7}  {'while':<8}  {'last checkpoint':>15}  {'to make again':>13}", flush=True)
+    for number in range(1, kills + 1):
+        # so that every kill meets the run under way, and the last one comes before its end
+        upto = STEPS * number // (kills + 2) + chance.randrange(SAVE_EVERY)
+        process = _start(corpus, run, processes, errors)
+        _wait_until(process, lambda upto=upto: _logged(run) >= upto)
+        if number % 2 == 0:
+            _wait_until(process, lambda: any((run / ".writing").glob("checkpoint-*/*")))
+        time.sleep(chance.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        writing = any((run / ".writing").glob("checkpoint-*"))
+        logged, last = _logged(run), _last(run)
+        again = max(logged - last, 0)
+        most = max(most, again)
+        doing = "writing" if writing else "training"
+        print(f"{number:>4}  {logged:>7}  {doing:<8}  {last:>15}  {again:>13}", flush=True)
+    return most
 
-    from fastbert import cli
-    from fastbert.training.trainer import PretrainingTrainer
 
-    torch.set_num_threads(1)
-    if os.environ["SLOW_CHECKPOINTS"] == "1":
-        stock = PretrainingTrainer._save_rng_state
+def _judge(run: Path, undisturbed: Path, lost: int) -> int:
+    a, b = (load_file(folder / "model/model.safetensors") for folder in (run, undisturbed))
+    different = [
+        name for name in a.keys() | b.keys() if name not in a or name not in b or not torch.equal(a[name], b[name])
+    ]
+    logs = [_figures(folder) for folder in (run, undisturbed)]
+    left = sorted(path.name for path in run.iterdir() if path.name.startswith("."))
+    print(f"weights that differ: {len(different)} of {len(b)} {different[:3] or ''}")
+    print(f"the log: {len(logs[0])} records, {'the same' if logs[0] == logs[1] else 'NOT THE SAME'}")
+    print(f"steps made again: {lost} at most, of {SAVE_EVERY} between checkpoints; left behind: {left or 'nothing'}")
+    good = not different and logs[0] == logs[1] and lost <= SAVE_EVERY and not left
+    print("ok" if good else "FAILED")
+    return 0 if good else 1
 
-        def slowly(self: PretrainingTrainer, output_dir: str) -> None:
-            time.sleep(0.5)
-            stock(self, output_dir)
 
-        PretrainingTrainer._save_rng_state = slowly  # type: ignore[method-assign]
-    sys.argv = ["fastbert", *sys.argv[2:]]
+def _start(corpus: Path, run: Path, processes: int, errors: Path) -> "subprocess.Popen[bytes]":
+    launch = [sys.executable, "-m"]
+    if processes > 1:
+        launch += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [*launch, "tests.kills", "pretrain", "--config", str(corpus.parent / "config.json")]
+    with errors.open("ab") as said:
+        return subprocess.Popen(
+            [*command, "--data", str(corpus), "--output", str(run), *OPTIONS],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=said,
+            stdout=said,
+            start_new_session=True,
+        )
+
+
+def _finish(process: "subprocess.Popen[bytes]") -> None:
+    if process.wait() != 0:
+        raise SystemExit(f"a run ended with exit status {process.returncode}")
+
+
+def _wait_until(process: "subprocess.Popen[bytes]", condition: Any) -> None:
+    while not condition():
+        if process.poll() is not None:
+            raise SystemExit(f"a run ended before it was killed, with exit status {process.returncode}")
+        time.sleep(0.005)
+
+
+def _figures(run: Path) -> list[dict[str, Any]]:
+    """The log without what a clock says."""
+    clocks = {"time", "tokens_per_second", "sequences_per_second", "data_wait", "peak_memory_gib"}
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in clocks} for record in records]
+
+
+def _logged(run: Path) -> int:
+    """The last step that the log tells of."""
+    try:
+        lines = (run / "log.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    steps = [0]
+    for line in lines:
+        try:
+            steps.append(json.loads(line)["step"])
+        except ValueError:  # being written
+            continue
+    return steps[-1]
+
+
+def _last(run: Path) -> int:
+    return max((int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")), default=0)
+
+
+def _pretrain_slowly() -> None:
+    """What is killed: the command line, but a step takes a while, and so does a file until it is on the disk."""
+    flush, compute_loss = checkpoints.flush, PretrainingTrainer.compute_loss
+
+    def slow_flush(path: Path) -> None:
+        time.sleep(0.02)
+        flush(path)
+
+    def slow_loss(self: PretrainingTrainer, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.03)
+        return compute_loss(self, *args, **kwargs)
+
+    checkpoints.flush = slow_flush
+    PretrainingTrainer.compute_loss = slow_loss  # type: ignore[method-assign]
     cli.main()
 
 
-def whole_checkpoints(run: Path) -> list[int]:
-    """The steps of the checkpoints, each of which must be whole."""
-    found = []
-    for path in run.glob("checkpoint-*"):
-        missing = [name for name in CHECKPOINT if not (path / name).is_file()]
-        assert not missing, f"{path} lacks {missing}"
-        found.append(json.loads((path / "data.json").read_text())["step"])
-    return sorted(found)
-
-
-def logged(run: Path) -> int:
-    """The last step in the log."""
-    path = run / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        corpus, config = folder / "corpus", folder / "config.json"
-        config.write_text(json.dumps({**CONFIG, "max_position_embeddings": 64}))
-        prepare = ["-m", "fastbert.cli", "prepare", "fastbert/assets/fables.jsonl", "-o", str(corpus)]
-        subprocess.run([sys.executable, *prepare, "--train-vocab", "800"], cwd=ROOT, check=True)
-        assert start(folder / "whole", corpus, config, slow=False).wait() == 0
-
-        run, kills, in_checkpoints, last = folder / "killed", 0, 0, 0
-        while kills < arguments.kills:
-            process = start(run, corpus, config, slow=True)
-            while process.poll() is None and logged(run) <= last:
-                time.sleep(0.02)  # until it has gone on
-            time.sleep(chance.uniform(0.0, 2.0))
-            if process.poll() is not None:
-                assert process.returncode == 0, "it ended by itself, and not well"
-                print(f"finished after {kills} kills: beginning again")
-                subprocess.run(["rm", "-rf", str(run)], check=True)
-                last = 0
-                continue
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            writing = any((run / ".writing").glob("*")) if (run / ".writing").exists() else False
-            in_checkpoints += writing
-            steps = whole_checkpoints(run)
-            assert not steps or steps[-1] >= last, f"checkpoint {last} is lost"
-            last = steps[-1] if steps else 0
-            print(f"kill {kills}: {'while a checkpoint was written' if writing else 'between'}, last whole one {last}")
-        assert start(run, corpus, config, slow=False).wait() == 0
-        same = (run / "model/model.safetensors").read_bytes() == (folder / "whole/model/model.safetensors").read_bytes()
-        print(f"{kills} kills, {in_checkpoints} of them while a checkpoint was written")
-        print("the weights are those of an undisturbed run, bit for bit" if same else "THE WEIGHTS DIFFER")
-        sys.exit(0 if same else 1)
-
-
 if __name__ == "__main__":
-    if "--run" in sys.argv:
-        be_the_run()
+    if sys.argv[1:2] == ["pretrain"]:
+        _pretrain_slowly()
     else:
-        main()
+        sys.exit(main())

@@ -276,7 +276,10 @@ def _start(
 
 
 def _children(process: int) -> list[int]:
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    try:
+        found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except FileNotFoundError:  # it has ended
+        return []
     return [int(child) for child in found] + [g for child in found for g in _children(int(child))]
 
 
@@ -302,7 +305,7 @@ class TestKilled:
             time.sleep(generator.random() * 0.02)
             children = _children(process.pid)
             process.kill()
-            process.communicate()
+            process.wait()
             deadline = time.monotonic() + 10
             while any(map(_alive, children)):
                 assert time.monotonic() < deadline, "a worker outlives its parent"

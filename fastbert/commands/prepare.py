@@ -35,10 +35,14 @@ def prepare(
     only_vocab: Annotated[bool, typer.Option("--only-vocab", help="Train the vocabulary and stop.")] = False,
     cased: Annotated[
         bool | None,
-        typer.Option("--cased/--uncased", help="[default: as the vocabulary is; trained: uncased]", show_default=False),
+        typer.Option(
+            "--cased/--uncased",
+            help="Whether capitals and accents stay.",
+            show_default="as the vocabulary is; trained: uncased",
+        ),
     ] = None,
     text_key: Annotated[
-        str | None, typer.Option(help="Where a JSON line has its text. [default: text, or paragraphs]")
+        str | None, typer.Option(help="Where a JSON line has its text.", show_default="text, or else paragraphs")
     ] = None,
     sentence_per_line: Annotated[
         bool, typer.Option("--sentence-per-line", help="Lines of .txt files are sentences.")
@@ -47,7 +51,7 @@ def prepare(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Write every N-th part: N such commands, anywhere, make the store.")
     ] = "1/1",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one a core]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
 ) -> None:
     """A token store for `fastbert pretrain`, from text.
 

@@ -5,6 +5,7 @@ number of processes and shards, and a rerun after a kill needs only those that a
 the text, which is a fraction of the work, and tokenises its parts.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -83,7 +84,7 @@ def prepare(
         workers: processes that tokenise. As many parts, and three more, lie in memory.
         part_characters: a part ends with the document that fills it.
         only_tokenizer: write that, and return None.
-        progress: called with the number of bytes that have just been read.
+        progress: called with the number of bytes of the files that have just become tokens, or were so before.
 
     Raises:
         InputError: if a file cannot be read, the folder cannot be written or holds something else, or nothing is left
@@ -162,26 +163,34 @@ class _Run:
         done: dict[int, dict[str, Any]] = {}
         written: set[int] = set()
         running: dict[Future[dict[str, Any]], int] = {}
+        read: dict[int, int] = {}
+        advance = progress or (lambda count: None)
 
         def collect(atmost: int) -> None:
             while len(running) > atmost:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    done[running.pop(future)] = future.result()
+                    number = running.pop(future)
+                    done[number] = future.result()
+                    advance(read.pop(number))
 
         arguments = (str(self.drafts.folder), self.drafts.key, self.language, self.tokenizer["special"])
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, arguments)
         try:
-            for number, documents in enumerate(self._parts(problems, progress)):
+            for number, (documents, size) in enumerate(self._parts(problems)):
                 checksums.append(_checksum(documents))
                 if number % self.shard[1] != self.shard[0] - 1:
+                    advance(size)
                     continue
                 expected = self._expected(checksums[number])
                 there = store.whole_part(self.drafts.folder / _name(number), expected)
                 if there is not None:
                     done[number] = there
+                    advance(size)
                     continue
                 collect(workers + 1)
-                running[pool.submit(_write, _name(number), documents, expected)] = number
+                with _interrupts_wait():
+                    running[pool.submit(_write, _name(number), documents, expected)] = number
+                read[number] = size
                 written.add(number)
             collect(0)
         except BrokenProcessPool as error:
@@ -215,18 +224,24 @@ class _Run:
             problems=problems,
         )
 
-    def _parts(self, problems: Problems, progress: Progress | None) -> Iterator[list[Document]]:
+    def _parts(self, problems: Problems) -> Iterator[tuple[list[Document], int]]:
+        """The documents of each part, and how many bytes of the files were read for it."""
         documents: list[Document] = []
-        size = 0
+        size = read = 0
+
+        def count(step: int) -> None:
+            nonlocal read
+            read += step
+
         for file, name in zip(self.files, self.names, strict=True):
-            for document in self.reader.read(file, name, problems, progress):
+            for document in self.reader.read(file, name, problems, count):
                 documents.append(document)
                 size += document.size
                 if size >= self.part_characters:
-                    yield documents
-                    documents, size = [], 0
+                    yield documents, read
+                    documents, size, read = [], 0, 0
         if documents:
-            yield documents
+            yield documents, read
 
     def _expected(self, checksum: int) -> dict[str, Any]:
         """What a part.json has to say for the part to be of this text and this tokenizer."""
@@ -279,6 +294,16 @@ class _Run:
         return 0
 
 
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C waits, also in a process that begins in here, until that one is ready for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _names(files: Sequence[Path]) -> list[str]:
     """The same on every machine that has the files, wherever that may be."""
     paths = [os.path.abspath(file) for file in files]
@@ -301,6 +326,7 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
     before = store.read_json(path)
     if before is None:
         raise InputError(f"{path} is damaged: remove {output}, and begin anew")
+    plan = json.loads(json.dumps(plan))
     if different := [key for key in plan if before.get(key) != plan[key]]:
         raise InputError(
             f"{output} was begun with other settings ({', '.join(different)}): go on with those, or take another folder"
@@ -369,6 +395,7 @@ def _begin_worker(output: str, key: str, language: str, special: dict[str, Any])
     global _drafts, _language, _special, _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the parent has one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -163,7 +163,7 @@ class Reader:
             paragraphs = [line for text in texts for line in text.splitlines() if line.strip()]
             if not paragraphs:
                 problems.add("an empty document", where)
-            elif not _is_unicode(paragraphs):
+            elif "\\u" in line and not _is_unicode(paragraphs):  # bytes that are UTF-8 cannot say such a thing
                 problems.add("half a surrogate pair", where)
             else:
                 yield Document("paragraphs", paragraphs, name, number)

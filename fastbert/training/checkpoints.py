@@ -44,6 +44,12 @@ def rotate(run: Path, keep: int) -> None:
         shutil.rmtree(doomed)
 
 
+def why_not_written(error: BaseException) -> str:
+    """In a line. What PyTorch says of a disk that is full is about its own file format."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return "PyTorch could not write all of a file: is the disk full?" if "inline_container" in line else line
+
+
 def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,5 +1,6 @@
 """transformers' Trainer for pretraining on packed batches: losses of whole steps, exact resume, whole checkpoints."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -39,6 +41,7 @@ class PretrainingTrainer(Trainer):
         self._keep = keep
         self._run = Path(str(self.args.output_dir))
         self._saving = False
+        self._failure: Exception | None = None
         self._pairs = batches.sampling.objective == "mlm+nsp"
         head: Any = self.model
         self._accuracy = metrics.Accuracy(head.cls.predictions)
@@ -166,27 +169,49 @@ class PretrainingTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         draft = self._run / checkpoints.DRAFTS / name
         self._saving = True
-        failure: BaseException | None = None
-        try:
+        with self._noting_failure():
             super()._save_checkpoint(model, trial)
             if self.is_world_process_zero():
                 write_json(draft / checkpoints.STATE, self._batches.state_dict(self.state.global_step))
-        except Exception as error:  # of a disk that is full, each library has its own
-            failure = error
-        finally:
-            self._saving = False
-        self._agree(failure, name)
+        self._saving = False
+        self._agree(name)
         if self.is_world_process_zero():
-            try:
+            with self._noting_failure():
                 checkpoints.publish(draft, self._run / name)
                 checkpoints.rotate(self._run, self._keep)
-            except OSError as error:
-                failure = error
-        self._agree(failure, name)
+        self._agree(name)
         self._paused += time.perf_counter() - start
 
-    def _agree(self, failure: BaseException | None, name: str) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with self._noting_failure():
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """With FSDP in two: each gathers before process 0 writes, and the others must not be left in the second."""
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            with self._noting_failure():
+                save_fsdp_model(plugin, self.accelerator, self.model, output_dir)
+            with self._noting_failure():
+                save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+            if self.is_world_process_zero() and self.lr_scheduler is not None:
+                with self._noting_failure():
+                    torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            return
+        with self._noting_failure():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """What cannot be written is told in `_agree`, where all processes meet: each library has its own exception."""
+        try:
+            yield
+        except Exception as error:
+            self._failure = self._failure or error
+
+    def _agree(self, name: str) -> None:
         """All processes go on, or none. Raises: InputError, if one of them could not write."""
+        failure, self._failure = self._failure, None
         failed = torch.tensor(float(failure is not None), device=self.args.device)
         if self.args.world_size > 1:
             dist.all_reduce(failed)
@@ -195,7 +220,7 @@ class PretrainingTrainer(Trainer):
         if self.is_world_process_zero():
             checkpoints.remove_drafts(self._run)
         last = checkpoints.last_checkpoint(self._run)
-        reason = str(failure).strip().splitlines()[0] if failure is not None else "another process failed"
+        reason = "another process failed" if failure is None else checkpoints.why_not_written(failure)
         raise InputError(
             f"cannot write {name} ({reason}); {'there is none before it' if last is None else f'{last} is whole'}"
         ) from failure
@@ -204,10 +229,13 @@ class PretrainingTrainer(Trainer):
         """The model and its tokenizer, whole."""
         draft = self._run / checkpoints.DRAFTS / target.name
         self.save_model(str(draft), _internal_call=True)
+        self._agree(f"the {target.name}")
         if self.is_world_process_zero():
-            (draft / "training_args.bin").unlink(missing_ok=True)
-            checkpoints.publish(draft, target)
-            checkpoints.remove_drafts(self._run)
+            with self._noting_failure():
+                (draft / "training_args.bin").unlink(missing_ok=True)
+                checkpoints.publish(draft, target)
+                checkpoints.remove_drafts(self._run)
+        self._agree(f"the {target.name}")
 
     def load_data_state(self, checkpoint: Path) -> None:
         """Let the batches go on where the checkpoint's next step begins."""
