@@ -159,6 +159,7 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
         average_tokens_across_devices=False,  # the trainer counts by itself
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they are constants
         report_to="none",
         disable_tqdm=True,
         seed=recipe.sampling.seed % 2**32,
