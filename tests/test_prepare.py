@@ -184,6 +184,8 @@ class TestTheSameBytes:
     ) -> None:
         make_store(texts, tmp_path / "corpus", vocabulary_file, workers=3)
         assert content(tmp_path / "corpus") == content(undisturbed)
+        shard = "shard-00001-of-00001.json"
+        assert (tmp_path / "corpus" / shard).read_bytes() == (undisturbed / shard).read_bytes()
 
     def test_whatever_the_number_of_shards(
         self, undisturbed: Path, texts: list[Path], vocabulary_file: Path, tmp_path: Path
