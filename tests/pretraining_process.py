@@ -1,7 +1,6 @@
-"""`fastbert pretrain` as a process that may kill itself: python -m tests.pretraining_process WHEN OPTIONS...
+"""`fastbert pretrain` as a process that kills itself in a step, once: python -m tests.pretraining_process STEP ...
 
-WHEN: "never"; "step:N", before the N-th step's backward; "save:N", while checkpoint N is written; each of these only
-if checkpoint N is not there, so that a restarted process goes on. With "fsdp:" before it, accelerate shards on a CPU.
+Started again it goes on. With "fsdp:" before STEP, accelerate shards on a CPU.
 """
 
 import os
@@ -31,11 +30,10 @@ def shard_on_a_cpu() -> None:
     AcceleratorState.__init__ = init  # type: ignore[method-assign]
 
 
-def kill_at(kind: str, step: int, run: Path) -> None:
+def kill_at(step: int, run: Path) -> None:
     from fastbert.training.trainer import PretrainingTrainer
 
-    name = {"step": "compute_loss", "save": "_save_rng_state"}[kind]
-    stock = getattr(PretrainingTrainer, name)
+    stock = PretrainingTrainer.compute_loss
     rank = int(os.environ.get("RANK", 0))
     marker = run.with_name(f"{run.name}.killed")
 
@@ -45,7 +43,7 @@ def kill_at(kind: str, step: int, run: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return stock(self, *args, **kwargs)
 
-    setattr(PretrainingTrainer, name, patched)
+    PretrainingTrainer.compute_loss = patched  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
@@ -54,7 +52,5 @@ if __name__ == "__main__":
     if when.startswith("fsdp:"):
         shard_on_a_cpu()
         when = when.removeprefix("fsdp:")
-    if when != "never":
-        kind, _, number = when.partition(":")
-        kill_at(kind, int(number), Path(sys.argv[sys.argv.index("--output") + 1]))
+    kill_at(int(when), Path(sys.argv[sys.argv.index("--output") + 1]))
     cli.main()
