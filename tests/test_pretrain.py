@@ -404,6 +404,10 @@ class TestBadInput:
         assert before == after
         pretrain(_changed(recipe, save_every=3, keep=9, log_every=2), corpus, tmp_path / "run", device=CPU)
 
+    def test_nothing_to_shard_over(self, recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="several processes"):
+            pretrain(replace(recipe, fsdp=True), corpus, tmp_path / "run", device=CPU)
+
     def test_a_damaged_checkpoint(self, recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
         pretrain(recipe, corpus, tmp_path / "run", device=CPU)
         (tmp_path / "run/checkpoint-12/data.json").write_text("{")

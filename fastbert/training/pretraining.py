@@ -17,6 +17,7 @@ from fastbert.training import checkpoints, distributed, logs
 from fastbert.training.recipe import Recipe, check_config, differences, load_config
 from fastbert.training.trainer import PretrainingTrainer
 
+_ALONE = "FSDP shards over several processes, which torchrun starts, with a GPU each"
 RUN = "run.json"
 MODEL = "model"
 _CLASSES = {
@@ -83,6 +84,8 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
         batches=batches,
         keep=recipe.keep,
     )
+    if recipe.fsdp and not trainer.is_fsdp_enabled:  # accelerate would say nothing, and train without
+        raise InputError(_ALONE)
     for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(callback)
     torch.manual_seed(recipe.sampling.seed * 100_003 + rank)  # other dropout masks in every process
@@ -124,6 +127,8 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder")
     options: dict[str, Any] = {}
+    if recipe.fsdp and not torch.distributed.is_initialized():
+        raise InputError(_ALONE)
     if recipe.fsdp:
         options["fsdp"] = True if Version(transformers.__version__) >= Version("5.20") else "full_shard auto_wrap"
         options["fsdp_config"] = {
