@@ -68,7 +68,7 @@ def keep_features(seed, rows, first_col, stream, THRESHOLD: tl.constexpr, COLS: 
 
 @triton.jit
 def keep_scores(seed, rows, first_col, head, stream, THRESHOLD: tl.constexpr, COLS: tl.constexpr):
-    """The dropout mask of a tile of scores, [ROWS, COLS] of int1: `fastbert.reference.keep_mask_scores`.
+    """The dropout mask of a tile of scores, [ROWS, COLS] of int1: `fastbert.reference.keep_mask`, of scores.
 
     A thread of a tensor-core accumulator holds columns 8 j + 2 t and 8 j + 2 t + 1 of a row, with its own t in 0..3.
     The 16 elements of one counter are those of j = 0..7: no thread computes what it does not need itself.
@@ -78,17 +78,52 @@ def keep_scores(seed, rows, first_col, head, stream, THRESHOLD: tl.constexpr, CO
     """
     ROWS: tl.constexpr = rows.shape[0]
     GROUPS: tl.constexpr = (COLS + 63) // 64
-    J: tl.constexpr = COLS // 8 if COLS < 64 else 8
     zero = tl.zeros([ROWS, GROUPS, 4], tl.uint32)
-    block = (first_col // 64 * 4 + tl.arange(0, GROUPS)[:, None] * 4 + tl.arange(0, 4)[None, :]).to(tl.uint32)
     row = rows[:, None, None].to(tl.uint32)
-    bits = keep_bits(seed, zero + block[None, :, :], zero + row, zero + head, zero + stream, THRESHOLD)
+    bits = keep_bits(
+        seed, zero + _blocks(first_col, GROUPS)[None, :, :], zero + row, zero + head, zero + stream, THRESHOLD
+    )
+    shift = _bit_of_score(first_col, COLS).to(tl.uint32)
+    kept = (bits[:, :, None, :, None] >> shift[None, None, :, None, :]) & 1
+    return tl.reshape(kept, [ROWS, COLS]) != 0
+
+
+@triton.jit
+def keep_scores_transposed(
+    seed, first_row, first_col, head, stream, THRESHOLD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """The mask of `keep_scores` for ROWS neighbouring rows, transposed: [COLS, ROWS] of int1.
+
+    Here a thread holds two columns and many rows: if each computed its own counters, all would be computed eight times.
+    So they are computed once, in an order of their own. The bits of rows i and i + 8, which are one thread's, share a
+    word, of whose bytes they take a half each; the sum that joins them keeps Triton from computing counters again on
+    the other side, and what crosses over through shared memory is one word for 32 elements.
+    """
+    GROUPS: tl.constexpr = (COLS + 63) // 64
+    zero = tl.zeros([GROUPS, 4, ROWS // 16, 8, 2], tl.uint32)
+    row = tl.arange(0, ROWS // 16)[:, None, None] * 16 + tl.arange(0, 8)[:, None] + 8 * tl.arange(0, 2)
+    row = (first_row + row).to(tl.uint32)[None, None, :, :, :]
+    block = _blocks(first_col, GROUPS)[:, :, None, None, None]
+    bits = keep_bits(seed, zero + block, zero + row, zero + head, zero + stream, THRESHOLD)
+    words = tl.sum(bits << (4 * tl.arange(0, 2)).to(tl.uint32), axis=4).to(tl.int32, bitcast=True)
+    bit = _bit_of_score(first_col, COLS)[None, :, None, :, None, None, None] + 4 * tl.arange(0, 2)[:, None]
+    return tl.reshape(words[:, None, :, None, :, None, :] & (1 << bit), [COLS, ROWS]) != 0
+
+
+@triton.jit
+def _blocks(first_col, GROUPS: tl.constexpr):
+    """[GROUPS, 4] counters' numbers: of each 64 columns, and each t."""
+    return (first_col // 64 * 4 + tl.arange(0, GROUPS)[:, None] * 4 + tl.arange(0, 4)[None, :]).to(tl.uint32)
+
+
+@triton.jit
+def _bit_of_score(first_col, COLS: tl.constexpr):
+    """Which bit of `keep_bits` is that of column 8 j + 2 t + c: [J, 2], by j and c."""
+    J: tl.constexpr = COLS // 8 if COLS < 64 else 8
     element = 2 * tl.arange(0, J)[:, None] + tl.arange(0, 2)[None, :]
     if COLS < 64:
         element += first_col % 64 // 4
-    shift = (8 * (element % 4) + element // 4).to(tl.uint32)
-    kept = (bits[:, :, None, :, None] >> shift[None, None, :, None, :]) & 1
-    return tl.reshape(kept, [ROWS, COLS]) != 0
+    return 8 * (element % 4) + element // 4
 
 
 @triton.jit

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
-from fastbert.kernels import _launch
-from fastbert.kernels import attention as kernel
+from fastbert.kernels import _attention_tiles, _launch
 from fastbert.kernels.attention import attention_bwd, attention_fwd
 from tests.oracle import assert_operator_accurate, to_float64
 
@@ -129,8 +128,8 @@ def test_causal_on_any_tile(
     tile: tuple[int, int], seqlens: list[int], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of keys that some of a block's queries see nothing of, before and after those that they see."""
-    monkeypatch.setattr(kernel, "_blocks", lambda *_: _launch.Blocks(*tile, 4, 1))
-    monkeypatch.setattr(kernel, "_one_block", lambda *_: False)
+    monkeypatch.setattr(_attention_tiles, "blocks", lambda *_: _launch.Blocks(*tile, 4, 1))
+    monkeypatch.setattr(_attention_tiles, "takes_one_block", lambda *_: False)
     _check_accuracy(_inputs(seqlens, 32, 2, torch.float32, device, True, 0.1))
 
 
@@ -224,11 +223,11 @@ def test_any_strides(device: str) -> None:
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="of the kernels: needs TRITON_INTERPRET=1")
 def test_offsets_beyond_32_bits() -> None:
-    """Only the last three of two million tokens, 1024 elements apart, belong to a sequence."""
+    """Tokens are 2^24 elements apart, and only the last three of 136 belong to a sequence."""
     q, k, v, _, longest, *rest = _inputs([3], 16, 1, torch.float16)
     near = torch.tensor([0, 3], dtype=torch.int32)
-    T = 2**21 + 8
-    far = [torch.empty(T * 1024, dtype=q.dtype).as_strided((T, 1, 16), (1024, 16, 1)) for _ in range(3)]
+    T = 2**7 + 8
+    far = [torch.empty(T << 24, dtype=q.dtype).as_strided((T, 1, 16), (1 << 24, 16, 1)) for _ in range(3)]
     for t, own in zip(far, (q, k, v), strict=True):
         t[-3:] = own
     cu_seqlens = torch.tensor([T - 3, T], dtype=torch.int32)
