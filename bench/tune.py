@@ -39,7 +39,7 @@ from bench.record import Recorder, Row, Run, Timing, Work
 from bench.shapes import VOCABULARY, tokens_of
 from bench.table import duration, rate
 from fastbert import functional, reference
-from fastbert.kernels import _launch, _product, attention, embedding, ffn, layer_norm
+from fastbert.kernels import _attention_tiles, _launch, _product, attention, embedding, ffn, layer_norm
 from fastbert.kernels._launch import Blocks
 from fastbert.kernels._product import Product, Tiles, size_class
 
@@ -52,20 +52,44 @@ LAST_SECONDS = 2.0  # to print
 STOPPED = "its process was stopped"
 NO_FIT = "does not fit: "
 
-# Tiles that do not spill on sm_90 (`bench.codegen`), by pass and the largest head_dim, the likeliest winner first: with
-# 128 x 128, or 4 warps, a thread spends fewer instructions on a score; 64 x 64, or 128 registers, leave room for more
-# programs beside one another.
+# Tiles by what drives the tensor cores, by pass and the largest head_dim, the likeliest winner first; `bench.codegen`
+# finds no fault with any. With 128 x 128, or 4 warps, a thread spends fewer instructions on a score; 64 x 64, or 128
+# registers, leave room for more programs beside one another.
 _TILES = {
-    ("fwd", 64): "128x128 w8 s2, 128x64 w4 s2, 64x64 w4 s3, 128x128 w8 s3, 64x128 w4 s2, 128x64 w8 s3 r128,"
-    " 128x64 w8 s2 r128, 64x64 w4 s3 r128, 256x64 w8 s3",
-    ("dq", 64): "128x128 w8 s1, 128x64 w8 s2, 64x64 w4 s2, 128x64 w8 s1 r128, 128x128 w8 s2, 64x128 w4 s2,"
-    " 128x64 w8 s2 r128",
-    ("dkdv", 64): "64x64 w4 s1, 128x64 w8 s1, 64x64 w4 s2, 128x64 w8 s2, 64x64 w4 s3",
-    ("one_block", 64): "64x64 w4 s1, 128x128 w8 s1",  # 64: what is longer takes two passes
-    ("fwd", 128): "128x128 w8 s1, 128x128 w8 s2, 64x64 w4 s2, 128x64 w8 s3",
-    ("dq", 128): "128x64 w8 s1, 128x64 w8 s2, 64x64 w4 s1",
-    ("dkdv", 128): "64x64 w8 s2, 32x64 w8 s1",
+    "wgmma": {
+        ("fwd", 64): "128x128 w8 s2, 128x64 w4 s2, 64x64 w4 s3, 128x128 w8 s3, 64x128 w4 s2, 128x64 w8 s3 r128,"
+        " 128x64 w8 s2 r128, 64x64 w4 s3 r128, 256x64 w8 s3",
+        ("dq", 64): "128x128 w8 s1, 128x64 w8 s2, 64x64 w4 s2, 128x64 w8 s1 r128, 128x128 w8 s2, 64x128 w4 s2,"
+        " 128x64 w8 s2 r128",
+        ("dkdv", 64): "64x128 w8 s2, 64x64 w4 s2, 32x128 w8 s2, 64x128 w8 s3, 64x128 w8 s1",
+        ("one_block", 64): "64x64 w4 s1, 128x128 w8 s1",  # 64: what is longer takes two passes
+        ("fwd", 128): "128x128 w8 s1, 128x128 w8 s2, 64x64 w4 s2, 128x64 w8 s3",
+        ("dq", 128): "128x64 w8 s1, 128x64 w8 s2, 64x64 w4 s1",
+        ("dkdv", 128): "32x128 w8 s2, 32x128 w8 s1",
+    },
+    "tcgen05": {
+        ("fwd", 64): "128x128 w8 s2, 128x64 w8 s3, 128x64 w4 s2",
+        ("dq", 64): "128x64 w8 s1, 128x128 w8 s1, 64x64 w4 s2",
+        ("dkdv", 64): "64x64 w4 s2, 128x64 w8 s2, 64x128 w8 s1",
+        ("fwd", 128): "128x64 w8 s3",
+        ("dq", 128): "128x64 w8 s1, 64x64 w4 s1",
+        ("dkdv", 128): "32x128 w8 s2, 64x64 w8 s1",
+    },
+    "mma": {
+        ("fwd", 64): "128x64 w4 s2, 64x64 w4 s2, 128x32 w4 s3, 64x32 w4 s3",
+        ("dq", 64): "64x32 w4 s3, 64x64 w4 s1, 128x32 w8 s2",
+        ("dkdv", 64): "32x64 w4 s1",
+        ("fwd", 128): "64x64 w4 s2, 128x32 w8 s2",
+    },
 }
+
+
+def attention_tiles(chip: _launch.Chip, pass_: str, head_dim: int) -> list[Blocks]:
+    """What is tried on a chip, beside what it takes now."""
+    names = _TILES[chip.tensor_cores].get((pass_, head_dim), "")
+    return [Blocks(*map(int, re.findall(r"\d+", name))) for name in names.split(",") if name]
+
+
 # By what is looked up and features: rows of a program, or programs on a multiprocessor; and warps of a program
 _PAIRS: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {
     ("rows_and_warps", 768): ((1, 1), (4, 1), (4, 2), (2, 2), (8, 4)),
@@ -181,7 +205,7 @@ def _attention(
     long = 129 if device == "cuda" else 65  # for two passes
     seqlens = [24 if lengths == "128" else long, 3] if small else tokens_of(lengths, TOKENS)
     T, H, longest = sum(seqlens), 1 if small else 1024 // head_dim, max(seqlens)
-    width, chip, answer = max(64, head_dim), _launch.chip(_device(device)), attention._blocks
+    width, chip, answer = max(64, head_dim), _launch.chip(_device(device)), _attention_tiles.blocks
 
     def ready() -> Ready:
         qkv = _random(T, 3, H, head_dim, device=device, dtype=dtype)
@@ -201,15 +225,14 @@ def _attention(
 
     case = {"what": f"attention {pass_}", "lengths": lengths, "dropout": dropout_p, "dtype": dtype}
     current = answer(pass_, head_dim, getattr(torch, dtype), longest, chip)
-    others = (Blocks(*map(int, re.findall(r"\d+", name))) for name in _TILES[pass_, width].split(","))
-    tiles = current, *(it for it in others if small or longest >= it.M)
+    tiles = current, *(it for it in attention_tiles(chip, pass_, width) if small or longest >= it.M)
     # of a backward both passes are timed, so that neither wins at the other's expense
     tensors, products = (4, 2) if pass_ == "fwd" else (8, 5)
     return Question(
         case | {"head_dim": head_dim, "heads": H, "tokens": T},
-        attention,
-        "_blocks",
-        f"kernels/attention.py: tiles of sm_{chip.capability[0]}{chip.capability[1]}, {width}",
+        _attention_tiles,
+        "blocks",
+        f"kernels/_attention_tiles.py: tiles of sm_{chip.capability[0]}{chip.capability[1]}, {width}",
         {_name(blocks): candidate(blocks) for blocks in tiles},
         ready,
         Work(bytes=tensors * T * H * head_dim * 2, flops=2 * products * H * head_dim * sum(n * n for n in seqlens)),

@@ -15,7 +15,7 @@ def blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip:
     if dtype == torch.float32:
         tiles = _TF32 if _launch.precision(dtype) == "tf32" else _FLOAT32
     else:
-        tiles = {8: _AMPERE, 9: _HOPPER}.get(chip.capability[0], _BLACKWELL)
+        tiles = _TILES[chip.tensor_cores]
     wide = HEAD_DIM > 64 or HEAD_DIM % 8 != 0  # rows of odd sizes are loaded in pieces, each with its own address
     tile = tiles[256 if HEAD_DIM > 128 else 128 if wide else 64][pass_]
     longest = max(16, triton.next_power_of_2(max_seqlen))
@@ -31,7 +31,7 @@ def blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip:
 
 
 _Tiles = dict[int, dict[str, _launch.Blocks]]  # by the largest head_dim, and by pass
-_HOPPER: _Tiles = {
+_WGMMA: _Tiles = {
     64: {
         "fwd": _launch.Blocks(128, 64, 8, 3, maxnreg=128),
         "dq": _launch.Blocks(128, 64, 8, 2, maxnreg=128),
@@ -41,25 +41,25 @@ _HOPPER: _Tiles = {
     128: {
         "fwd": _launch.Blocks(128, 64, 8, 2),
         "dq": _launch.Blocks(128, 32, 8, 2),
-        "dkdv": _launch.Blocks(32, 64, 4, 1),
+        "dkdv": _launch.Blocks(32, 128, 8, 2),
     },
     256: {
         "fwd": _launch.Blocks(64, 32, 8, 1),
         "dq": _launch.Blocks(64, 32, 8, 1),
-        "dkdv": _launch.Blocks(32, 64, 8, 1),
+        "dkdv": _launch.Blocks(16, 64, 8, 2),
     },
 }
-_BLACKWELL: _Tiles = {
-    **_HOPPER,
+_TCGEN05: _Tiles = {
     64: {
         "fwd": _launch.Blocks(128, 64, 4, 3),
         "dq": _launch.Blocks(128, 64, 8, 2),
-        "dkdv": _launch.Blocks(128, 64, 8, 2),
+        "dkdv": _launch.Blocks(64, 128, 8, 2),
         "one_block": _launch.Blocks(128, 128, 8, 1),
     },
-    128: {**_HOPPER[128], "dkdv": _launch.Blocks(64, 64, 8, 1)},
+    128: {**_WGMMA[128], "dkdv": _launch.Blocks(64, 128, 8, 2)},
+    256: {**_WGMMA[256], "dkdv": _launch.Blocks(32, 64, 8, 1)},
 }
-_AMPERE: _Tiles = {
+_MMA: _Tiles = {
     64: {
         "fwd": _launch.Blocks(64, 64, 4, 3),
         "dq": _launch.Blocks(64, 32, 4, 2),
@@ -111,6 +111,7 @@ _TF32: _Tiles = {
     },
     256: _FLOAT32[256],
 }
+_TILES = {"mma": _MMA, "wgmma": _WGMMA, "tcgen05": _TCGEN05}  # of 16 bits, by `_launch.Chip.tensor_cores`
 
 
 def takes_one_block(HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip: _launch.Chip) -> bool:

@@ -6,11 +6,27 @@ from typing import NamedTuple
 import torch
 
 
+OLDEST = (8, 0)  # compute capability: before it tensor cores know no bfloat16, and nothing is copied asynchronously
+
+
 class Chip(NamedTuple):
     """Its compute capability, and how many multiprocessors it has."""
 
     capability: tuple[int, int]
     processors: int
+
+    @property
+    def tensor_cores(self) -> str:
+        """How they are driven, and by that how large tiles may be.
+
+        "wgmma" (H100, H200) and "tcgen05" (B200, B300, Thor): by a group of warps, operands in 227 KiB of shared
+        memory. "mma": by a warp, operands in registers, with 99 KiB of shared memory or more. That is what all others
+        have, RTX 50 and RTX PRO (12.x) among them, and what a chip that nobody knows yet can do in any case.
+        https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
+        """
+        if self.capability == (9, 0):
+            return "wgmma"
+        return "tcgen05" if self.capability[0] in (10, 11) else "mma"
 
 
 class Blocks(NamedTuple):
@@ -28,8 +44,25 @@ class Blocks(NamedTuple):
 
 
 def chip(device: torch.device) -> Chip:
-    """Of a CUDA device; for the interpreter's CPU tensors something small, so that loops run more than once."""
-    return _cuda_chip(device.index) if device.type == "cuda" else Chip((8, 0), 2)
+    """Of a CUDA device; for the interpreter's CPU tensors something small, so that loops run more than once.
+
+    Raises:
+        RuntimeError: if it is too old for the kernels.
+    """
+    if device.type != "cuda":
+        return Chip((8, 0), 2)
+    reason = why_not(device)
+    if reason is not None:
+        raise RuntimeError(f"fastbert has no kernels for {reason}")
+    return _cuda_chip(device.index)
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why no kernel runs on a device, or None: for people."""
+    if device.type != "cuda" or _cuda_chip(device.index).capability >= OLDEST:
+        return None
+    major, minor = _cuda_chip(device.index).capability
+    return f"a GPU of compute capability {major}.{minor}: the kernels need {OLDEST[0]}.{OLDEST[1]}"
 
 
 @functools.cache

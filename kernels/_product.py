@@ -3,12 +3,12 @@ r"""Linear + bias (+ GELU) as one Triton product: y = act(pre), pre = x weight^T
 cuBLAS computes a product where TILES has no entry for it, and it has one only where this was measured to be faster:
 `make tune` on a GPU prints them. Sums are float32. Arithmetic: 2 M N K flops.
 
-From sm_90 on, at 16 bits and where addresses are multiples of 16 bytes, tiles come and go through TMA, and as many
-programs as the chip holds walk over them: one tile's results are on their way while the next is loaded. Else a program
-has a tile and pointers. Tiles are taken in groups of GROUP_M rows of them, so that what is read stays in the L2 cache.
-The epilogue takes the columns of a tile in PARTS, which is the shared memory that its way out needs, divided.
-With 128 x 256 a multiprocessor holds one program, whose products wait for its GELU; with 128 x 128 it holds two, of
-which one can multiply meanwhile. Which wins is for a GPU to say.
+Where a group of warps drives the tensor cores (sm_90, sm_100), at 16 bits and where addresses are multiples of 16
+bytes, tiles come and go through TMA, and as many programs as the chip holds walk over them: one tile's results are on
+their way while the next is loaded. Else a program has a tile and pointers. Tiles are taken in groups of GROUP_M rows of
+them, so that what is read stays in the L2 cache. The epilogue takes the columns of a tile in PARTS, which is the shared
+memory that its way out needs, divided. With 128 x 256 a multiprocessor holds one program, whose products wait for its
+GELU; with 128 x 128 it holds two, of which one can multiply meanwhile. Which wins is for a GPU to say.
 """
 
 from typing import NamedTuple
@@ -107,7 +107,7 @@ def default_tiles(dtype: torch.dtype, chip: _launch.Chip) -> Tiles:
     """For a call of the kernel itself."""
     if dtype == torch.float32:
         return Tiles(64, 64, 32, 4, 2) if _launch.precision(dtype) == "tf32" else Tiles(64, 64, 16, 4, 2)
-    return Tiles(128, 256, 64, 8, 3, PARTS=2) if chip.capability >= (9, 0) else POINTER_TILES
+    return Tiles(128, 256, 64, 8, 3, PARTS=2) if chip.tensor_cores != "mma" else POINTER_TILES
 
 
 POINTER_TILES = Tiles(128, 128, 32, 8, 4)
@@ -244,7 +244,7 @@ def launch(
             M, N, K, **flags, **tiles.meta(),
         )  # fmt: skip
     else:
-        if chip.capability >= (9, 0) and x.dtype != torch.float32:
+        if chip.tensor_cores != "mma" and x.dtype != torch.float32:
             tiles = POINTER_TILES  # the others are for TMA
         count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
         _product_kernel[(count,)](
@@ -255,8 +255,8 @@ def launch(
 
 
 def takes_tma(chip: _launch.Chip, *tensors: Tensor) -> bool:
-    """Whether a chip's TMA can reach all of these matrices."""
-    return chip.capability >= (9, 0) and all(
+    """Whether a chip's TMA, where its tiles are those of TMA, can reach all of these matrices."""
+    return chip.tensor_cores != "mma" and all(
         t.element_size() == 2 and t.stride(1) == 1 and t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0 for t in tensors
     )
 

@@ -101,6 +101,7 @@ def _attention_fwd_kernel(
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)  # running maximum of the scores, base 2
     l_i = tl.zeros([BLOCK_M], tl.float32)  # running sum of exp2(score - m_i)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)  # running o, not yet divided by l_i
+    tl.assume(seqlen > 0)  # a sum that is also defined on a way around the loop keeps products from overlapping
     for start_n in range(0, tl.minimum(seqlen, start_m + BLOCK_M) if CAUSAL else seqlen, BLOCK_N):
         left_n = seqlen - start_n
         k = head_rows(k_ptr, stride_kn, stride_kd, offs_n, offs_d, left_n, HEAD_DIM)

@@ -70,6 +70,7 @@ def _cross_entropy_fwd_kernel(
             target += tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32) * LOG2_E
         tl.store(losses_ptr + row, (lse - target) * LN_2)
         if GRADIENT:
+            tl.debug_barrier()  # all warps have read logits[label], before another warp overwrites it
             for first in range(0, V, BLOCK_N):
                 cols = first + tl.arange(0, BLOCK_N)
                 p = tl.exp2(_scaled_logits(logits_ptr, bias_ptr, cols, width, V) - lse)

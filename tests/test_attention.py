@@ -16,6 +16,7 @@ from fastbert.kernels.attention import attention_bwd, attention_fwd
 from tests.oracle import assert_operator_accurate, to_float64
 
 pytestmark = pytest.mark.kernel
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -221,7 +222,7 @@ def test_any_strides(device: str) -> None:
     _check_accuracy([*strided, *rest])
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="of the kernels: needs TRITON_INTERPRET=1")
+@pytest.mark.skipif(not INTERPRETED, reason="of the kernels: needs TRITON_INTERPRET=1")
 def test_offsets_beyond_32_bits() -> None:
     """Tokens are 2^24 elements apart, and only the last three of 136 belong to a sequence."""
     q, k, v, _, longest, *rest = _inputs([3], 16, 1, torch.float16)
@@ -240,6 +241,56 @@ def test_offsets_beyond_32_bits() -> None:
     far_gradients = attention_bwd(actual, *far, actual, far_lse, cu_seqlens, longest, *rest)
     for a, e in zip(far_gradients, gradients, strict=True):
         assert torch.equal(a[-3:], e)
+
+
+WRONG = [  # cu_seqlens, tokens, max_seqlen
+    ([0, 40], 40, 16),
+    ([0, 5, 45, 50, 50], 50, 16),
+    ([3, 20, 30], 37, 17),  # tokens before the first sequence, and behind the last
+    ([0, 3, 3, 12], 60, 9),
+    ([0, 100, 101, 102, 104], 110, 50),  # programs go by slots
+    ([0, 33, 34], 34, 32),
+    ([0, 7], 7, 0),
+    ([0, 0, 0], 4, 8),
+    ([0], 3, 8),
+]
+
+
+@pytest.mark.parametrize(("bounds", "T", "max_seqlen"), WRONG, ids=str)
+@pytest.mark.parametrize("tile", [None, (16, 32)], ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_rows_without_a_result_are_nan(
+    bounds: list[int],
+    T: int,
+    max_seqlen: int,
+    tile: tuple[int, int] | None,
+    dropout_p: float,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a sequence longer than max_seqlen, and of tokens that are no sequence's; all others are as ever."""
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("of the kernels: needs TRITON_INTERPRET=1")
+    if tile is not None:
+        monkeypatch.setattr(_attention_tiles, "blocks", lambda *_: _launch.Blocks(*tile, 4, 1))
+        monkeypatch.setattr(_attention_tiles, "takes_one_block", lambda *_: False)
+    new_empty = Tensor.new_empty
+    monkeypatch.setattr(Tensor, "new_empty", lambda t, *sizes, **options: new_empty(t, *sizes, **options).fill_(7))
+    q, k, v, _, _, *rest = _inputs([T], 16, 2, torch.float32, device, False, dropout_p)
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+    o, lse = attention_fwd(q, k, v, cu_seqlens, max_seqlen, *rest)
+    do = torch.randn_like(o)
+    outputs = o, lse.T, *attention_bwd(do, q, k, v, o, lse, cu_seqlens, max_seqlen, *rest)
+
+    exact_o, exact_lse = reference.attention(q, k, v, cu_seqlens, max_seqlen, *rest)
+    backward = do, q, k, v, exact_o, exact_lse, cu_seqlens, max_seqlen, *rest
+    exact = exact_o, exact_lse.T, *reference.attention_backward(*backward)
+    owned = torch.zeros(T, dtype=torch.bool, device=device)
+    for start, end in pairwise(bounds):
+        owned[start:end] = end - start <= max_seqlen
+    for actual, expected in zip(outputs, exact, strict=True):
+        torch.testing.assert_close(actual[owned], expected[owned], atol=1e-5, rtol=1e-5)
+        assert actual[~owned].isnan().all()
 
 
 def test_two_runs_are_bitwise_equal(device: str) -> None:

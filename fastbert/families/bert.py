@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from fastbert import encoder, functional
 from fastbert.encoder import Run
 from fastbert.families import _base, _inputs
+from fastbert.kernels import _launch
 from fastbert.packing import Packing
 
 Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
@@ -443,9 +444,13 @@ class BertModel(_Built, stock.BertModel):
             return "an attention_mask that is not 2-D"
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return "exporting: the exported program is transformers' own"
+        return self._why_not_here() or self._foreign_part()
+
+    def _why_not_here(self) -> str | None:
+        """Why the packed path does not run where the model lies."""
         if self.device.type not in ("cpu", "cuda"):
             return f"device {self.device.type}"
-        return self._foreign_part()
+        return _launch.why_not(self.device)
 
     def _foreign_part(self) -> str | None:
         """The first part that somebody replaced with a module that fastbert does not know, or whose mask is another."""
@@ -472,7 +477,7 @@ class BertModel(_Built, stock.BertModel):
 
     def fusions(self) -> Fusions:
         decoder = "a decoder with cross-attention" if self.config.add_cross_attention else None
-        return [("no padding from the embeddings to the last layer", decoder or self._foreign_part())]
+        return [("no padding from the embeddings to the last layer", decoder or self._why_not_here() or self._foreign_part())]
 
     def _limits(self) -> _inputs.Limits:
         embeddings = self.embeddings
