@@ -1,7 +1,11 @@
 """Calls of the launchers that between them take every configuration that a launcher, or `make tune`, can choose."""
 
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -9,7 +13,8 @@ from torch import Tensor
 from bench import tune
 from bench.launches import DTYPES, Case
 from fastbert import _library, functional  # noqa: F401  functional registers every operator
-from fastbert.kernels import _launch, _product
+from fastbert.kernels import _attention_tiles, _launch, _product
+from fastbert.kernels import embedding as embedding_module
 
 
 def attention(dtype: str, head_dim: int, seqlens: list[int], dropout_p: float, causal: bool = False) -> Case:
@@ -177,6 +182,40 @@ def product_cases() -> Iterator[Case]:
     yield from (product(dtype, "none", keep_pre=True) for dtype in ("fp32", "tf32"))
 
 
+def tuned(case: Case, module: ModuleType, attribute: str, answers: Callable[[], list[Any]]) -> Case:
+    """A case with each of some answers in the place of the launcher's own, as `make tune` tries them."""
+
+    def launch() -> None:
+        for answer in answers():
+            with mock.patch.object(module, attribute, answer):
+                case.launch()
+
+    return case._replace(launch=launch, usual=False)
+
+
+def _tiles_of(pass_: str, head_dim: int) -> list[Callable[..., _launch.Blocks]]:
+    current = _attention_tiles.blocks
+
+    def answer(tile: _launch.Blocks, of: str, *rest: Any) -> _launch.Blocks:
+        return tile if of == pass_ else current(of, *rest)
+
+    return [partial(answer, tile) for tile in tune.attention_tiles(_launch.chip(torch.device("cpu")), pass_, head_dim)]
+
+
+def tuned_cases() -> Iterator[Case]:
+    """What `make tune` tries beside what is chosen now; its products are among `product_cases`."""
+    for (pass_, head_dim), dropout_p in itertools.product(tune.PASSES, (0.0, 0.1)):
+        longest = 64 if pass_ == "one_block" else 512
+        case = attention("bf16", head_dim, [longest] * 3, dropout_p)
+        yield tuned(case, _attention_tiles, "blocks", partial(_tiles_of, pass_, head_dim))
+    for module, attribute, N in tune.PAIRED:
+        same = torch.bfloat16
+        case = embedding("bf16", N, 0.1) if module is embedding_module else layer_norm("bf16", N, 0.1, same, same)
+        yield tuned(case, module, attribute, partial(tune.pairs, module, attribute, N))
+    for chunk in tune.CHUNKS:
+        yield tuned(embedding("bf16", 768, 0.1), embedding_module, "CHUNK", partial(list, (chunk,)))
+
+
 CASES: tuple[Callable[[], Iterator[Case]], ...] = (
     attention_cases,
     layer_norm_cases,
@@ -184,6 +223,7 @@ CASES: tuple[Callable[[], Iterator[Case]], ...] = (
     gelu_cases,
     cross_entropy_cases,
     product_cases,
+    tuned_cases,
 )
 
 

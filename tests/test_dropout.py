@@ -127,7 +127,7 @@ def test_in_place_on_a_cpu_with_and_without_the_extension(p: float, monkeypatch:
 
 @triton.jit
 def _masks_kernel(
-    features_ptr, scores_ptr, seed_ptr, first_row, first_col,
+    features_ptr, scores_ptr, transposed_ptr, seed_ptr, first_row, first_col,
     THRESHOLD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.arange(0, ROWS)
@@ -138,6 +138,8 @@ def _masks_kernel(
     )
     keep = _device.keep_scores(seed, first_row + rows, first_col, 3, 7, THRESHOLD, COLS)
     tl.store(scores_ptr + offs, keep.to(tl.int8))
+    keep = _device.keep_scores_transposed(seed, first_row, first_col, 3, 7, THRESHOLD, ROWS, COLS)
+    tl.store(transposed_ptr + tl.trans(offs), keep.to(tl.int8))
 
 
 @pytest.mark.kernel
@@ -148,9 +150,11 @@ def test_the_device_functions_equal_the_reference(cols: int, seed: int, device: 
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
     seed_tensor = torch.tensor(seed, device=device)
     for p, first_row, first_col in ((0.001, 0, 0), (0.1, 513, 2 * cols), (0.5, 7, cols), (0.51, 8, cols), (1.0, 1, 0)):
-        features, scores = torch.empty(2, 16, cols, dtype=torch.int8, device=device)
+        features, scores, transposed = torch.empty(3, 32, cols, dtype=torch.int8, device=device)
         threshold = reference.drop_threshold(p)
-        _masks_kernel[(1,)](features, scores, seed_tensor, first_row, first_col, threshold, 16, cols)
-        sizes = first_row, 16, first_col + cols, p, seed_tensor, 7
+        _masks_kernel[(1,)](features, scores, transposed, seed_tensor, first_row, first_col, threshold, 32, cols)
+        sizes = first_row, 32, first_col + cols, p, seed_tensor, 7
         assert torch.equal(features.bool(), reference.keep_mask(1, *sizes)[0, :, first_col:])
-        assert torch.equal(scores.bool(), reference.keep_mask(4, *sizes, scores=True)[3, :, first_col:])
+        expected = reference.keep_mask(4, *sizes, scores=True)[3, :, first_col:]
+        assert torch.equal(scores.bool(), expected)
+        assert torch.equal(transposed.bool(), expected)
