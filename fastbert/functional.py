@@ -185,7 +185,8 @@ def attention(
         q, k, v: (T, H, D), all sequences end to end; any strides. Or q: (T, 3, H, D), one product with all three, and
             k and v None: then the gradient, too, is one tensor.
         cu_seqlens: (B + 1,) int32, where each sequence starts, and T.  max_seqlen: tokens in the longest.
-            Their values are looked at only with FASTBERT_DEBUG=1 in the environment, for that waits for a GPU.
+            Their values are looked at only with FASTBERT_DEBUG=1 in the environment, for that waits for a GPU. There,
+            rows of a sequence longer than max_seqlen, and of tokens that are no sequence's, become NaN.
         scale: 1 / sqrt(D) where it is None.
         causal: a token sees itself and what is to its left in its sequence, as in a decoder. Dropout masks are those
             of the same call without it.

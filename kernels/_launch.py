@@ -49,7 +49,7 @@ def chip(device: torch.device) -> Chip:
     Raises:
         RuntimeError: if it is too old for the kernels.
     """
-    if device.type != "cuda":
+    if device.type == "cpu":
         return Chip((8, 0), 2)
     reason = why_not(device)
     if reason is not None:
@@ -58,10 +58,13 @@ def chip(device: torch.device) -> Chip:
 
 
 def why_not(device: torch.device) -> str | None:
-    """Why no kernel runs on a device, or None: for people."""
-    if device.type != "cuda" or _cuda_chip(device.index).capability >= OLDEST:
+    """Why fastbert's operators do not run on a device, or None: for people."""
+    if device.type != "cuda":
+        return None if device.type == "cpu" else f"device {device.type}"
+    capability = _cuda_chip(device.index).capability
+    if capability >= OLDEST:
         return None
-    major, minor = _cuda_chip(device.index).capability
+    major, minor = capability
     return f"a GPU of compute capability {major}.{minor}: the kernels need {OLDEST[0]}.{OLDEST[1]}"
 
 

@@ -1,16 +1,18 @@
 """patch, unpatch and report: models of transformers, PEFT, sentence-transformers, with parts that others replaced."""
 
 import copy
+from typing import Any
 
 import peft
 import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastbert
 from fastbert.kernels import _launch, _product
-from tests.models import assert_gradients_close, batch, mask_named, minilm, no_dropout, pair, tiny_config
+from tests.models import HEADS, assert_gradients_close, batch, mask_named, minilm, no_dropout, pair, tiny_config
 
 
 def _classes(model: nn.Module) -> list[type]:
@@ -47,6 +49,68 @@ def test_options_belong_to_one_model() -> None:
     other = copy.deepcopy(second)
     other(**batch("BertModel", None))
     assert fastbert.report(second).packed_calls == 0
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_gpu_that_is_too_old_gets_transformers_own_path(
+    name: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No operator of fastbert's runs; the report says why; strict raises."""
+    reason = "a GPU of compute capability 7.5: the kernels need 8.0"
+    monkeypatch.setattr(_launch, "why_not", lambda device: reason)
+    stock, fast = pair(name)
+    no_dropout(stock.train(training)), no_dropout(fast.train(training))
+    inputs = batch(name, mask_named("right"))
+    with _Operators() as operators:
+        actual = fast(**inputs)
+    assert operators.names
+    assert not [name for name in operators.names if name.startswith("fastbert")]
+    expected = stock(**inputs)
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
+    report = fastbert.report(fast)
+    assert report.packed_calls == 0
+    assert set(report.fallbacks) == {reason}
+    assert reason in str(report).partition("calls:")[0]
+    with pytest.raises(fastbert.FellBack, match=r"compute capability 7\.5"):
+        fastbert.patch(fast, strict=True)(**inputs)
+
+
+class _Operators(TorchDispatchMode):
+    """Which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("capability", "tensor_cores"),
+    [
+        ((8, 0), "mma"),
+        ((8, 9), "mma"),
+        ((9, 0), "wgmma"),
+        ((10, 3), "tcgen05"),
+        ((11, 0), "tcgen05"),
+        ((12, 0), "mma"),
+        ((12, 1), "mma"),
+        ((13, 0), "mma"),
+    ],
+)
+def test_a_chip_is_known_by_what_it_has(capability: tuple[int, int], tensor_cores: str) -> None:
+    assert _launch.Chip(capability, 1).tensor_cores == tensor_cores
+
+
+def test_an_operator_on_a_gpu_that_is_too_old_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "_cuda_chip", lambda index: _launch.Chip((7, 5), 40))
+    assert _launch.why_not(torch.device("cpu")) is None
+    with pytest.raises(RuntimeError, match=r"no kernels for a GPU of compute capability 7\.5: the kernels need 8\.0"):
+        _launch.chip(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential()], ids=["linear", "empty"])

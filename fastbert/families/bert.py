@@ -134,6 +134,8 @@ class BertAttention(stock.BertAttention):
 
 class BertIntermediate(stock.BertIntermediate):
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if _launch.why_not(hidden_states.device) is not None:
+            return super().forward(hidden_states)
         return encoder.linear_activation(hidden_states, self.dense, self.intermediate_act_fn)
 
     def fusions(self) -> Fusions:
@@ -233,6 +235,8 @@ class BertEncoder(stock.BertEncoder):
 
 class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if _launch.why_not(hidden_states.device) is not None:
+            return super().forward(hidden_states)
         hidden_states = encoder.linear_activation(hidden_states, self.dense, self.transform_act_fn)
         if not encoder.is_plain(self.LayerNorm, nn.LayerNorm):
             return cast(Tensor, self.LayerNorm(hidden_states))
@@ -444,13 +448,7 @@ class BertModel(_Built, stock.BertModel):
             return "an attention_mask that is not 2-D"
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return "exporting: the exported program is transformers' own"
-        return self._why_not_here() or self._foreign_part()
-
-    def _why_not_here(self) -> str | None:
-        """Why the packed path does not run where the model lies."""
-        if self.device.type not in ("cpu", "cuda"):
-            return f"device {self.device.type}"
-        return _launch.why_not(self.device)
+        return _launch.why_not(self.device) or self._foreign_part()
 
     def _foreign_part(self) -> str | None:
         """The first part that somebody replaced with a module that fastbert does not know, or whose mask is another."""
@@ -477,7 +475,7 @@ class BertModel(_Built, stock.BertModel):
 
     def fusions(self) -> Fusions:
         decoder = "a decoder with cross-attention" if self.config.add_cross_attention else None
-        return [("no padding from the embeddings to the last layer", decoder or self._why_not_here() or self._foreign_part())]
+        return [("no padding from the embeddings to the last layer", decoder or _launch.why_not(self.device) or self._foreign_part())]
 
     def _limits(self) -> _inputs.Limits:
         embeddings = self.embeddings
