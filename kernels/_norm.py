@@ -137,7 +137,7 @@ def store_partial(partials_ptr, index, part, programs, N: tl.constexpr, FIRST: t
         tl.store(ptrs, tl.sum(part, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def _sum_partials_kernel(
     partials_ptr,  # (sums, programs, N) fp32
     out0_ptr,  # (N,)  out, of the first sum; or (sums, N), of all, where it is the only one

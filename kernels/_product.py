@@ -151,7 +151,7 @@ def _store_tma(acc, bias_ptr, y_desc, pre_desc, row, col, N, ACTIVATION: tl.cons
         y_desc.store([row, col], pre.to(y_desc.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _product_tma_kernel(
     x_desc,  # (M, K)
     weight_desc,  # (N, K)
@@ -178,7 +178,7 @@ def _product_tma_kernel(
         _store_tma(acc, bias_ptr, y_desc, pre_desc, row, col, N, ACTIVATION, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _product_kernel(
     x_ptr,  # (M, K)
     weight_ptr,  # (N, K)

@@ -56,7 +56,7 @@ def _sum_of_tables(
     return h
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "stream"])
 def _embedding_fwd_kernel(
     input_ids_ptr,  # (T,) int64
     position_ids_ptr,  # (T,) int64
@@ -138,7 +138,7 @@ def _store_by_type(
     tl.store(partials_ptr + rows[:, None] * N + cols[None, :], sums, mask=(cols < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "programs", "stream"])
 def _embedding_bwd_dh_kernel(
     dy_ptr,  # (T, N)
     input_ids_ptr,  # (T,) int64
@@ -239,7 +239,7 @@ def _embedding_bwd_dh_kernel(
             _store_by_type(partials_ptr, dtypes1, programs, N, COLS0, COLS1, TYPES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "padding_idx"])
 def _embedding_bwd_runs_kernel(
     dh_ptr,  # (T, N) fp32
     ids_ptr,  # (T,) int32, ascending
@@ -281,7 +281,7 @@ def _embedding_bwd_runs_kernel(
             begins_here = True
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "padding_idx"])
 def _embedding_bwd_join_kernel(
     ids_ptr,  # (T,) int32, ascending
     heads_ptr,  # (chunks, N) fp32

@@ -47,7 +47,7 @@ def _gelu_fwd_kernel(
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "slabs"])
 def _gelu_bwd_kernel(
     dy_ptr,  # (M, N)
     pre_ptr,  # (M, N)

@@ -70,7 +70,7 @@ def _numbers(numbers_ptr, rows, in_rows, THRESHOLD: tl.constexpr):
     return numbers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "stream"])
 def _layer_norm_fwd_kernel(
     x_ptr,  # (M, N)
     x_bias_ptr,  # (N,), or None
@@ -121,7 +121,7 @@ def _layer_norm_fwd_kernel(
     tl.store(rstd_ptr + rows, rstd, mask=in_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "programs", "stream"])
 def _layer_norm_bwd_kernel(
     dy_ptr,  # (M, N)
     x_ptr,  # (M, N)
