@@ -238,7 +238,8 @@ def launch(
         count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
         programs = min(count, tiles.programs * chip.processors)
         part = [tiles.M, tiles.N // tiles.PARTS]
-        _product_tma_kernel[(programs,)](
+        _launch.launch(
+            _product_tma_kernel, (programs,),
             _descriptor(x, [tiles.M, tiles.K]), _descriptor(weight, [tiles.N, tiles.K]), bias,
             *(None if t is None else _descriptor(t, part) for t in out),
             M, N, K, **flags, **tiles.meta(),
@@ -247,7 +248,8 @@ def launch(
         if chip.capability >= (9, 0) and x.dtype != torch.float32:
             tiles = POINTER_TILES  # the others are for TMA
         count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
-        _product_kernel[(count,)](
+        _launch.launch(
+            _product_kernel, (count,),
             x, weight, bias, *out, M, N, K, x.stride(0), weight.stride(0),
             **flags, EVEN_K=K % tiles.K == 0, **tiles.meta(),
         )  # fmt: skip

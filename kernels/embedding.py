@@ -348,7 +348,8 @@ def _launch_fwd(
     T, N = y.shape
     rows, num_warps = rows_and_warps(N)
     COLS0, COLS1 = parts(N)
-    _embedding_fwd_kernel[(triton.cdiv(T, rows),)](
+    _launch.launch(
+        _embedding_fwd_kernel, (triton.cdiv(T, rows),),
         *ids, *tables, weight, bias, seed, y, mean, rstd,
         *(0 if table is None else table.stride(0) for table in tables), y.stride(0),
         T, eps, reference.keep_scale(dropout_p), stream,
@@ -387,7 +388,8 @@ def _launch_bwd(
     COLS0, COLS1 = parts(N)
     dh = dy.new_empty(T, N, dtype=torch.float32)
     partials = dy.new_empty(2 + TYPES, programs, N, dtype=torch.float32)
-    _embedding_bwd_dh_kernel[(programs,)](
+    _launch.launch(
+        _embedding_bwd_dh_kernel, (programs,),
         dy, *ids, *tables, weight, mean, rstd, seed, dh, partials,
         dy.stride(0), *(0 if table is None else table.stride(0) for table in tables),
         T, programs, reference.keep_scale(dropout_p), stream,
@@ -433,12 +435,14 @@ def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) ->
     heads, tails = dh.new_empty(2, chunks, N).unbind()
     BLOCK_N = min(256, max(16, triton.next_power_of_2(N)))
     grid = (chunks, triton.cdiv(N, BLOCK_N))
-    _embedding_bwd_runs_kernel[grid](
-        dh, in_order, order, gradient, heads, tails, T, N, padding_idx, CHUNK=CHUNK, BLOCK_N=BLOCK_N, num_warps=1
-    )
-    _embedding_bwd_join_kernel[grid](
-        in_order, heads, tails, gradient, T, N, padding_idx, CHUNK=CHUNK, BLOCK_C=16, BLOCK_N=BLOCK_N, num_warps=4
-    )
+    _launch.launch(
+        _embedding_bwd_runs_kernel, grid,
+        dh, in_order, order, gradient, heads, tails, T, N, padding_idx, CHUNK=CHUNK, BLOCK_N=BLOCK_N, num_warps=1,
+    )  # fmt: skip
+    _launch.launch(
+        _embedding_bwd_join_kernel, grid,
+        in_order, heads, tails, gradient, T, N, padding_idx, CHUNK=CHUNK, BLOCK_C=16, BLOCK_N=BLOCK_N, num_warps=4,
+    )  # fmt: skip
     return gradient
 
 
