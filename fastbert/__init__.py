@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BertModel,
     )
     from fastbert.patching import Report, patch, report, unpatch
+    from fastbert.warmup import WarmUp, warm_up
 
 __version__ = "0.1.0"
 
@@ -32,9 +33,11 @@ __all__ = [
     "BertModel",
     "FellBack",
     "Report",
+    "WarmUp",
     "patch",
     "report",
     "unpatch",
+    "warm_up",
 ]
 
 
@@ -42,6 +45,7 @@ def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `fastbert --help` need not wait for torch and transformers."""
     if name not in __all__:
         raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
-    home = "models" if name.startswith("Bert") else "families._base" if name == "FellBack" else "patching"
+    homes = {"FellBack": "families._base", "WarmUp": "warmup", "warm_up": "warmup"}
+    home = "models" if name.startswith("Bert") else homes.get(name, "patching")
     value = globals()[name] = getattr(import_module(f"fastbert.{home}"), name)
     return value

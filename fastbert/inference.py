@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from fastbert.errors import InputError
 from fastbert.families import CLASSES
+from fastbert.families._base import max_tokens as max_tokens
 from fastbert.patching import patch
 
 POOLS = ("mean", "cls")
@@ -315,13 +316,6 @@ def fill_mask(
             ]
         )
     return filled
-
-
-def max_tokens(model: PreTrainedModel) -> int:
-    """The longest text a model takes, special tokens included; RoBERTa's first positions are for padding."""
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    first = getattr(table, "padding_idx", None)
-    return int(model.config.max_position_embeddings) - (0 if first is None else first + 1)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

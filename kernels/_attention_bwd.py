@@ -369,7 +369,8 @@ def launch(
     if _attention_tiles.takes_one_block(D, q.dtype, max_seqlen, chip):
         blocks = _attention_tiles.blocks("one_block", D, q.dtype, max_seqlen, chip)
         grid, B, blocks_per_seq, SLOTS = grid_of(cu_seqlens, T, H, max_seqlen, blocks.N)
-        _attention_bwd_one_block_kernel[grid](
+        _launch.launch(
+            _attention_bwd_one_block_kernel, grid,
             do, q, k, v, o, lse, cu_seqlens, seed, dq, dk, dv, *strides,
             T, B, H, blocks_per_seq, max_seqlen, scale, keep_p, keep_scale, stream,
             SLOTS=SLOTS, **flags, **blocks.meta(),
@@ -378,14 +379,16 @@ def launch(
     delta = torch.empty_like(lse)
     blocks = _attention_tiles.blocks("dq", D, q.dtype, max_seqlen, chip)
     grid, B, blocks_per_seq, SLOTS = grid_of(cu_seqlens, T, H, max_seqlen, blocks.M)
-    _attention_bwd_dq_kernel[grid](
+    _launch.launch(
+        _attention_bwd_dq_kernel, grid,
         do, q, k, v, o, lse, cu_seqlens, seed, dq, delta, *strides,
         T, B, H, blocks_per_seq, max_seqlen, scale, keep_p, keep_scale, stream,
         SLOTS=SLOTS, **flags, **blocks.meta(),
     )  # fmt: skip
     blocks = _attention_tiles.blocks("dkdv", D, q.dtype, max_seqlen, chip)
     grid, B, blocks_per_seq, SLOTS = grid_of(cu_seqlens, T, H, max_seqlen, blocks.N)
-    _attention_bwd_dkdv_kernel[grid](
+    _launch.launch(
+        _attention_bwd_dkdv_kernel, grid,
         do, q, k, v, lse, delta, cu_seqlens, seed, dk, dv, *strides,
         T, B, H, blocks_per_seq, max_seqlen, scale, keep_scale, stream,
         SLOTS=SLOTS, **flags, **blocks.meta(),

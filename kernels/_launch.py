@@ -1,7 +1,10 @@
-"""What the launchers know about the chip they launch on."""
+"""What the launchers know about the chip they launch on, and the one way in which they launch."""
 
+import contextlib
 import functools
-from typing import NamedTuple
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,6 +44,36 @@ class Blocks(NamedTuple):
     def meta(self) -> dict[str, int | None]:
         """As a launch takes them."""
         return {f"BLOCK_{name}" if len(name) == 1 else name: value for name, value in self._asdict().items()}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+    """`kernel[grid](*args, **meta)`, but within `only_compiling` without the launch."""
+    if _compiling is None or _compiling[0] != threading.get_ident():
+        kernel.run(*args, grid=grid, warmup=False, **meta)
+    elif _compiling[1] is None or _compiling[1] == torch.cuda.current_device():
+        kernel.run(*args, grid=grid, warmup=True, **meta)
+
+
+_compiling: tuple[int, int | None] | None = None  # a thread, and the device that it compiles for
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextlib.contextmanager
+def only_compiling(device: int | None = None) -> Iterator[None]:
+    """What this thread launches is compiled, where it was not yet, and not launched: outputs are not written.
+
+    Other threads launch as ever. A backward must run in this one: `torch.autograd.set_multithreading_enabled(False)`.
+
+    Args:
+        device: of several, the one to compile for; what would be launched on another is left out.
+    """
+    global _compiling
+    with _ONE_AT_A_TIME:
+        _compiling = threading.get_ident(), device
+        try:
+            yield
+        finally:
+            _compiling = None
 
 
 def chip(device: torch.device) -> Chip:

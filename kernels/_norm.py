@@ -41,8 +41,9 @@ def sum_partials(partials: Tensor, *outputs: Tensor | None) -> None:
     """Each of the outputs, (N,), or the rows of one, (sums, N), from its (programs, N) of partials."""
     sums, programs, N = partials.shape
     BLOCK_N = 16
-    _sum_partials_kernel[(triton.cdiv(N, BLOCK_N), sums)](
-        partials, *outputs, programs, N, BLOCK_M=128, BLOCK_N=BLOCK_N, num_warps=4
+    grid = (triton.cdiv(N, BLOCK_N), sums)
+    _launch.launch(
+        _sum_partials_kernel, grid, partials, *outputs, programs, N, BLOCK_M=128, BLOCK_N=BLOCK_N, num_warps=4
     )
 
 
@@ -137,7 +138,7 @@ def store_partial(partials_ptr, index, part, programs, N: tl.constexpr, FIRST: t
         tl.store(ptrs, tl.sum(part, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def _sum_partials_kernel(
     partials_ptr,  # (sums, programs, N) fp32
     out0_ptr,  # (N,)  out, of the first sum; or (sums, N), of all, where it is the only one

@@ -151,7 +151,7 @@ def _store_tma(acc, bias_ptr, y_desc, pre_desc, row, col, N, ACTIVATION: tl.cons
         y_desc.store([row, col], pre.to(y_desc.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _product_tma_kernel(
     x_desc,  # (M, K)
     weight_desc,  # (N, K)
@@ -178,7 +178,7 @@ def _product_tma_kernel(
         _store_tma(acc, bias_ptr, y_desc, pre_desc, row, col, N, ACTIVATION, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _product_kernel(
     x_ptr,  # (M, K)
     weight_ptr,  # (N, K)
@@ -238,7 +238,8 @@ def launch(
         count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
         programs = min(count, tiles.programs * chip.processors)
         part = [tiles.M, tiles.N // tiles.PARTS]
-        _product_tma_kernel[(programs,)](
+        _launch.launch(
+            _product_tma_kernel, (programs,),
             _descriptor(x, [tiles.M, tiles.K]), _descriptor(weight, [tiles.N, tiles.K]), bias,
             *(None if t is None else _descriptor(t, part) for t in out),
             M, N, K, **flags, **tiles.meta(),
@@ -247,7 +248,8 @@ def launch(
         if chip.tensor_cores != "mma" and x.dtype != torch.float32:
             tiles = POINTER_TILES  # the others are for TMA
         count = triton.cdiv(M, tiles.M) * triton.cdiv(N, tiles.N)
-        _product_kernel[(count,)](
+        _launch.launch(
+            _product_kernel, (count,),
             x, weight, bias, *out, M, N, K, x.stride(0), weight.stride(0),
             **flags, EVEN_K=K % tiles.K == 0, **tiles.meta(),
         )  # fmt: skip

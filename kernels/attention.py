@@ -159,7 +159,8 @@ def _launch_fwd(
     BLOCK_D = max(16, triton.next_power_of_2(D))
     blocks = _attention_tiles.blocks("fwd", D, q.dtype, max_seqlen, _launch.chip(q.device))
     grid, B, blocks_per_seq, SLOTS = grid_of(cu_seqlens, T, H, max_seqlen, blocks.M)
-    _attention_fwd_kernel[grid](
+    _launch.launch(
+        _attention_fwd_kernel, grid,
         q, k, v, cu_seqlens, seed, o, lse,
         *q.stride(), *k.stride(), *v.stride(), *o.stride()[:2],
         T, B, H, blocks_per_seq, max_seqlen, scale * LOG2_E.value, reference.keep_scale(dropout_p), stream,

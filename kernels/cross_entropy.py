@@ -25,14 +25,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert import _library, reference
-from fastbert.kernels import _cpu
+from fastbert.kernels import _cpu, _launch
 from fastbert.kernels._device import LN_2, LOG2_E
 
 LOGITS = 1 << 29  # of a chunk: 1 GiB at 16 bits
 BLOCK_N = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["labels_ptr", "losses_ptr"])  # a chunk of rows begins anywhere
 def _cross_entropy_fwd_kernel(
     logits_ptr,  # (M, width), V of them without bias  in, and out: dlogits
     bias_ptr,  # (width,), or None
@@ -122,7 +122,8 @@ def _launch_fwd(
         padded = x.new_empty(rows.stop - rows.start, width)
         logits = padded[:, :V]
         torch.mm(x[rows], weight.T, out=logits)
-        _cross_entropy_fwd_kernel[(padded.shape[0],)](
+        _launch.launch(
+            _cross_entropy_fwd_kernel, (padded.shape[0],),
             padded, padded_bias, labels[rows], losses[rows], width, V, ignore_index,
             GRADIENT=gradient, BLOCK_N=BLOCK_N, num_warps=8,
         )  # fmt: skip
@@ -159,7 +160,7 @@ def _launch_rescale(x: Tensor, factor: Tensor) -> Tensor:
     if x.dtype == torch.float64:
         return reference.rescale(x, factor)
     y, BLOCK_N = torch.empty_like(x), 2048
-    _rescale_kernel[(triton.cdiv(x.numel(), BLOCK_N),)](x, factor, y, x.numel(), BLOCK_N, num_warps=4)
+    _launch.launch(_rescale_kernel, (triton.cdiv(x.numel(), BLOCK_N),), x, factor, y, x.numel(), BLOCK_N, num_warps=4)
     return y
 
 

@@ -56,7 +56,7 @@ def _sum_of_tables(
     return h
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "stream"])
 def _embedding_fwd_kernel(
     input_ids_ptr,  # (T,) int64
     position_ids_ptr,  # (T,) int64
@@ -138,7 +138,7 @@ def _store_by_type(
     tl.store(partials_ptr + rows[:, None] * N + cols[None, :], sums, mask=(cols < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "programs", "stream"])
 def _embedding_bwd_dh_kernel(
     dy_ptr,  # (T, N)
     input_ids_ptr,  # (T,) int64
@@ -239,7 +239,7 @@ def _embedding_bwd_dh_kernel(
             _store_by_type(partials_ptr, dtypes1, programs, N, COLS0, COLS1, TYPES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "padding_idx"])
 def _embedding_bwd_runs_kernel(
     dh_ptr,  # (T, N) fp32
     ids_ptr,  # (T,) int32, ascending
@@ -281,7 +281,7 @@ def _embedding_bwd_runs_kernel(
             begins_here = True
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "padding_idx"])
 def _embedding_bwd_join_kernel(
     ids_ptr,  # (T,) int32, ascending
     heads_ptr,  # (chunks, N) fp32
@@ -348,7 +348,8 @@ def _launch_fwd(
     T, N = y.shape
     rows, num_warps = rows_and_warps(N)
     COLS0, COLS1 = parts(N)
-    _embedding_fwd_kernel[(triton.cdiv(T, rows),)](
+    _launch.launch(
+        _embedding_fwd_kernel, (triton.cdiv(T, rows),),
         *ids, *tables, weight, bias, seed, y, mean, rstd,
         *(0 if table is None else table.stride(0) for table in tables), y.stride(0),
         T, eps, reference.keep_scale(dropout_p), stream,
@@ -387,7 +388,8 @@ def _launch_bwd(
     COLS0, COLS1 = parts(N)
     dh = dy.new_empty(T, N, dtype=torch.float32)
     partials = dy.new_empty(2 + TYPES, programs, N, dtype=torch.float32)
-    _embedding_bwd_dh_kernel[(programs,)](
+    _launch.launch(
+        _embedding_bwd_dh_kernel, (programs,),
         dy, *ids, *tables, weight, mean, rstd, seed, dh, partials,
         dy.stride(0), *(0 if table is None else table.stride(0) for table in tables),
         T, programs, reference.keep_scale(dropout_p), stream,
@@ -433,12 +435,14 @@ def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) ->
     heads, tails = dh.new_empty(2, chunks, N).unbind()
     BLOCK_N = min(256, max(16, triton.next_power_of_2(N)))
     grid = (chunks, triton.cdiv(N, BLOCK_N))
-    _embedding_bwd_runs_kernel[grid](
-        dh, in_order, order, gradient, heads, tails, T, N, padding_idx, CHUNK=CHUNK, BLOCK_N=BLOCK_N, num_warps=1
-    )
-    _embedding_bwd_join_kernel[grid](
-        in_order, heads, tails, gradient, T, N, padding_idx, CHUNK=CHUNK, BLOCK_C=16, BLOCK_N=BLOCK_N, num_warps=4
-    )
+    _launch.launch(
+        _embedding_bwd_runs_kernel, grid,
+        dh, in_order, order, gradient, heads, tails, T, N, padding_idx, CHUNK=CHUNK, BLOCK_N=BLOCK_N, num_warps=1,
+    )  # fmt: skip
+    _launch.launch(
+        _embedding_bwd_join_kernel, grid,
+        in_order, heads, tails, gradient, T, N, padding_idx, CHUNK=CHUNK, BLOCK_C=16, BLOCK_N=BLOCK_N, num_warps=4,
+    )  # fmt: skip
     return gradient
 
 

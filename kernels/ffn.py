@@ -47,7 +47,7 @@ def _gelu_fwd_kernel(
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "slabs"])
 def _gelu_bwd_kernel(
     dy_ptr,  # (M, N)
     pre_ptr,  # (M, N)
@@ -84,8 +84,10 @@ def _gelu_bwd_kernel(
 
 def _launch_gelu(pre: Tensor, approximate: str, in_place: bool) -> Tensor:
     y = pre if in_place else torch.empty_like(pre)
-    BLOCK_N = 2048
-    _gelu_fwd_kernel[(triton.cdiv(pre.numel(), BLOCK_N),)](pre, y, pre.numel(), approximate, BLOCK_N, num_warps=4)
+    elements, BLOCK_N = pre.numel(), 2048
+    _launch.launch(
+        _gelu_fwd_kernel, (triton.cdiv(elements, BLOCK_N),), pre, y, elements, approximate, BLOCK_N, num_warps=4
+    )
     return y
 
 
@@ -110,7 +112,8 @@ def _launch_gelu_bwd(dy: Tensor, pre: Tensor, approximate: str, keep_y: bool) ->
     strips = triton.cdiv(N, BLOCK_N)
     slabs = max(1, min(triton.cdiv(M, BLOCK_M), triton.cdiv(8 * _launch.chip(pre.device).processors, strips)))
     partials = pre.new_empty(1, slabs, N, dtype=torch.float32)
-    _gelu_bwd_kernel[(strips, slabs)](
+    _launch.launch(
+        _gelu_bwd_kernel, (strips, slabs),
         dy, pre, dpre, y if keep_y else None, partials, dy.stride(0), M, N, slabs,
         approximate, BLOCK_M, BLOCK_N, num_warps=num_warps,
     )  # fmt: skip

@@ -70,7 +70,7 @@ def _numbers(numbers_ptr, rows, in_rows, THRESHOLD: tl.constexpr):
     return numbers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "stream"])
 def _layer_norm_fwd_kernel(
     x_ptr,  # (M, N)
     x_bias_ptr,  # (N,), or None
@@ -121,7 +121,7 @@ def _layer_norm_fwd_kernel(
     tl.store(rstd_ptr + rows, rstd, mask=in_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "programs", "stream"])
 def _layer_norm_bwd_kernel(
     dy_ptr,  # (M, N)
     x_ptr,  # (M, N)
@@ -234,7 +234,8 @@ def _launch_fwd(
     y, mean, rstd = _fake_fwd(x, x_bias, residual)
     per_program, num_warps = rows_and_warps(N)
     COLS0, COLS1 = parts(N)
-    _layer_norm_fwd_kernel[(triton.cdiv(M, per_program),)](
+    _launch.launch(
+        _layer_norm_fwd_kernel, (triton.cdiv(M, per_program),),
         x, x_bias, residual, weight, bias, seed, rows, y, mean, rstd,
         x.stride(0), 0 if residual is None else residual.stride(0), y.stride(0),
         M, eps, reference.keep_scale(dropout_p), stream,
@@ -266,7 +267,8 @@ def _launch_bwd(
     COLS0, COLS1 = parts(N)
     sums = 2 if x_bias is None else 3
     partials = x.new_empty(sums, programs, N, dtype=torch.float32)
-    _layer_norm_bwd_kernel[(programs,)](
+    _launch.launch(
+        _layer_norm_bwd_kernel, (programs,),
         dy, x, x_bias, residual, weight, mean, rstd, seed, rows, dx, other, partials,
         dy.stride(0), x.stride(0), 0 if residual is None else residual.stride(0), dx.stride(0),
         0 if other is None else other.stride(0),

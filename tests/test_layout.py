@@ -17,7 +17,7 @@ LAYERS = (
     ("functional", "packing"),
     ("encoder",),
     ("families",),
-    ("models", "patching", "data"),
+    ("models", "patching", "warmup", "data"),
     ("inference", "verify", "demo"),
     ("training", "tasks"),
     ("commands", "cli"),

@@ -68,6 +68,13 @@ def unswap(root: nn.Module, classes: Mapping[type, type]) -> list[nn.Module]:
     return found
 
 
+def max_tokens(model: PreTrainedModel) -> int:
+    """The longest text a model takes, special tokens included; RoBERTa's first positions are for padding."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    first = getattr(table, "padding_idx", None)
+    return int(model.config.max_position_embeddings) - (0 if first is None else first + 1)
+
+
 def record_outputs(model: PreTrainedModel) -> None:
     """Let transformers' own path collect attentions from this class: its registry goes by the class's name."""
     dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
