@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-
 OLDEST = (8, 0)  # compute capability: before it tensor cores know no bfloat16, and nothing is copied asynchronously
 
 

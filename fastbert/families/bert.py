@@ -475,7 +475,12 @@ class BertModel(_Built, stock.BertModel):
 
     def fusions(self) -> Fusions:
         decoder = "a decoder with cross-attention" if self.config.add_cross_attention else None
-        return [("no padding from the embeddings to the last layer", decoder or _launch.why_not(self.device) or self._foreign_part())]
+        return [
+            (
+                "no padding from the embeddings to the last layer",
+                decoder or _launch.why_not(self.device) or self._foreign_part(),
+            )
+        ]
 
     def _limits(self) -> _inputs.Limits:
         embeddings = self.embeddings
