@@ -1,4 +1,4 @@
-"""python -m bench compare | report | gpu | tune | gelu"""
+"""python -m bench compare | report | gpu | tune | gelu | commit-file"""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ def tune(
     results: Results = Path(".out/tune"), budget: Budget = 540, device: Device = HERE, smallest: Smallest = False
 ) -> None:
     """Which tiles the kernels should take."""
-    from bench.tune import main
+    from bench.answers import main
 
     raise typer.Exit(main(device=device, results=results, budget=budget, smallest=smallest))
 
@@ -49,6 +49,14 @@ def gelu() -> None:
     from bench.gelu import main
 
     main()
+
+
+@app.command()
+def commit_file() -> None:
+    """Keep the commit in a file that goes where git does not."""
+    from bench.commit import FILE, write
+
+    print(f"{FILE}: {write()}: take it along")
 
 
 @app.command()

@@ -51,6 +51,33 @@ def terminal_table(run: Run) -> str:
     )
 
 
+def words(run: Run) -> str:
+    """What is no time of a step: counts, and what dropout costs attention."""
+    lines = [
+        f"{row.label}: " + ", ".join(f"{name} {_value(value, row.unit)}" for name, value in row.values.items())
+        for row in run.rows
+        if row.bench in ("host", "first_step") and row.values
+    ]
+    lines += [f"{row.label}: {ratio:.2f} x without dropout" for row, ratio in dropout_ratios(run)]
+    return "\n".join(lines)
+
+
+def dropout_ratios(run: Run) -> list[tuple[Row, float]]:
+    """How many times as long fastbert's attention takes with dropout as without."""
+    found = []
+    for row in run.find("attention"):
+        if not row.case["dropout"] or OURS not in row.timings:
+            continue
+        for other in run.find("attention", **{**row.case, "dropout": 0.0}):
+            if OURS in other.timings:
+                found.append((row, row.timings[OURS].median / other.timings[OURS].median))
+    return found
+
+
+def _value(value: float, unit: str) -> str:
+    return duration(value) if unit == "s" else f"{value:g} {unit}".rstrip()
+
+
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     i = 0
     while value >= 1000 and i < len(units) - 1:
