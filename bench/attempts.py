@@ -81,6 +81,7 @@ class Attempts:
         if self._budget.left() <= 0:
             self.over = True
             row.failures[name] = TIME_OVER
+            self.write(row)
             return None
         failed: Exception | None = None
         row.failures[name] = STOPPED

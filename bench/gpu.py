@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,9 @@ from bench.attempts import CANNOT_GO_ON, STOPPED, TIME_OVER
 from bench.extension import Extension
 from bench.process import ROOT, Servers
 from bench.record import BEGUN, LOST, OURS, Run
-from bench.table import terminal_table, words
+from bench.table import beside, terminal_table
 
+BENCHES = Path("bench")
 SECONDS = 540.0  # that the stages' ends are of; with another budget they change alike
 LAST_SECONDS = 5.0  # to write and print
 LEAST_SECONDS = 8.0  # in which a process can do something
@@ -36,6 +37,7 @@ MOST_BYTES = 8 << 20  # of what benches or tests say
 TESTS = "gpu", "attention", "layer_norm", "embedding", "cross_entropy", "subset", "ffn"
 LAST_TESTS = ("linear",)  # of a kernel that nobody calls until `make tune` has found it to be faster
 DONE, FAILED, CUT, BROKEN = "done", "failed", "the time was over", "broken"
+NOT_BEGUN = "not begun"
 ENDS = {0: DONE, 1: FAILED, 5: DONE}  # by pytest's exit status; 5: there was nothing to do
 
 
@@ -118,7 +120,8 @@ def main(*, device: str, results: Path, budget: float, smallest: bool, stages: S
     own = [f"{row.label}: {name}: {why}" for row in run.rows for name, why in row.failures.items() if _bad(name, why)]
     lost = [f"{node}: its process ended, or said nothing, before a provider was tried" for node in run.nodes]
     tests = run.tests or {"status": None, "failed": [], "summary": "none"}
-    print(terminal_table(run), words(run), *_times(run), sep="\n")
+    more = [line for bench in dict.fromkeys(row.bench for row in run.rows) for line in beside(run, bench)]
+    print(terminal_table(run), *more, *_lines(run.stages), sep="\n")
     print(*own, *lost, *tests["failed"], *([NOBODY_KNOWS] if unknown else []), sep="\n")
     print(f"tests: {tests['summary']}; {len(run.rows)} rows in {lease.figures}{'' if run.complete else ', cut short'}")
     return int(bool(own or lost or {FAILED, BROKEN} & set(states)) or (smallest and not run.complete))
@@ -152,7 +155,7 @@ class Lease:
         if stage.part == "tests" and stage != STAGES[0] and self._device == "cpu":
             state, said = DONE, "only on a GPU"
         elif end - time.monotonic() < LEAST_SECONDS:
-            state, said = CUT, "not begun"
+            state, said = CUT, NOT_BEGUN
         elif stage.part == "tests":
             state, said = self._test(stage, end)
             said = f"{said}; {extension.wait()}" if stage == STAGES[0] else said
@@ -165,7 +168,7 @@ class Lease:
             {"stage": name, "from": round(before, 1), "to": round(after, 1), "ended": state, "said": said}
         )
         run.write(self.figures)
-        print(*_times(run)[-1:], flush=True)
+        print(_line(run.stages[-1]), flush=True)
         return state
 
     def _bench(self, stage: Stage, end: float) -> tuple[str, str]:
@@ -176,7 +179,7 @@ class Lease:
             blamed = self._blamed()
             seconds = end - time.monotonic() - STOP_SECONDS
             arguments = [
-                *(f"bench/bench_{stage.name}.py", "--benchmark", "--resume", "--part", stage.part),
+                *(str(BENCHES / f"bench_{stage.name}.py"), "--benchmark", "--resume", "--part", stage.part),
                 *("--device", self._device, "--results", str(self.figures), "--budget", f"{seconds:.1f}"),
                 *("-q", "--tb=short", *(["--smallest"] if self._smallest else [])),
             ]
@@ -184,7 +187,7 @@ class Lease:
             if ended.status in ENDS:
                 state = ENDS[ended.status]
                 break
-            if ended.why == TIME_OVER:
+            if ended.why == CUT:
                 self._forgive()
                 break
             ends += 1
@@ -219,7 +222,7 @@ class Lease:
             }
         run.tests = outcome
         run.write(self.figures)
-        state = CUT if ended.why == TIME_OVER else ENDS.get(ended.status, BROKEN)
+        state = CUT if ended.why == CUT else ENDS.get(ended.status, BROKEN)
         return (FAILED if state == CUT and outcome["failed"] else state), said
 
     def _call(self, arguments: Sequence[str], output: Path, stage: Stage, end: float, news: Sequence[Path]) -> End:
@@ -237,9 +240,10 @@ class Lease:
         server.call(arguments, output, variables)
         self.servers.prepare()
         while (status := server.status(0.1)) is None and not why:
-            changed = max([begun, *(path.stat().st_mtime for path in news if path.exists())])
+            begun = begun if server.ready else time.time()
+            changed = max(begun, *map(_changed, news))
             if time.monotonic() >= end:
-                why = TIME_OVER
+                why = CUT
             elif time.time() - changed > SILENCE[stage.part]:
                 why = f"no news for {SILENCE[stage.part]:.0f} s"
         if status is not None:
@@ -299,14 +303,13 @@ def _outcome(output: str, ended: End) -> dict[str, Any]:
     failed = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
     summary = lines[-1].strip("= ") if lines else "nothing was said"
     if ended.status is None:
-        seen = [re.search(r"\b(PASSED|FAILED|ERROR)\b", line) for line in lines if re.search(r"\[ *\d+%\]", line)]
-        counts = {word: sum(it is not None and it[1] == word for it in seen) for word in ("PASSED", "FAILED", "ERROR")}
-        found = re.findall(r"(\d+) items?\b", output)
-        of_all = f" of {found[-1]}" if found else ""
-        summary = f"stopped, {ended.why}, {counts['PASSED']}{of_all} passed, {counts['FAILED']} failed"
-        summary += f", {counts['ERROR']} errors" if counts["ERROR"] else ""
-        if counts["FAILED"] + counts["ERROR"] and not failed:
-            failed = [line for line, it in zip(lines, seen, strict=False) if it and it[1] != "PASSED"]
+        progress = [line for line in lines if re.search(r"\[ *\d+%\]", line)]
+        seen = [(found[0], line) for line in progress if (found := re.findall(r"\b(PASSED|FAILED|ERROR)\b", line))]
+        counts = (sum(it == word for it, _ in seen) for word in ("PASSED", "FAILED", "ERROR"))
+        items = re.findall(r"(\d+) items?\b", output)
+        of_all = f" of {items[-1]}" if items else ""
+        summary = f"stopped, {ended.why}, {{}}{of_all} passed, {{}} failed, {{}} errors".format(*counts)
+        failed = failed or [line for word, line in seen if word != "PASSED"]
     return {"status": ended.status, "failed": failed, "summary": summary}
 
 
@@ -316,11 +319,21 @@ def _bad(name: str, why: str) -> bool:
     return (name.startswith(OURS) and why not in harmless) or why.startswith("wrong: ")
 
 
-def _times(run: Run) -> list[str]:
-    """A line a stage: seconds from the start, and how it ended."""
-    return [
-        f"{it['from']:5.0f} s to {it['to']:4.0f} s  {it['stage']}: {it['ended']}, {it['said']}" for it in run.stages
-    ]
+def _line(stage: Mapping[str, Any]) -> str:
+    """Seconds from the start, and how it ended."""
+    return f"{stage['from']:5.0f} s to {stage['to']:4.0f} s  {stage['stage']}: {stage['ended']}, {stage['said']}"
+
+
+def _lines(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All that were begun, and the names of the others."""
+    others = ", ".join(stage["stage"] for stage in stages if stage["said"] == NOT_BEGUN)
+    begun = [_line(stage) for stage in stages if stage["said"] != NOT_BEGUN]
+    return [*begun, *([f"{NOT_BEGUN}: {others}"] if others else [])]
+
+
+def _changed(path: Path) -> float:
+    """When, by the wall clock."""
+    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def _size(path: Path) -> int:

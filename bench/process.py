@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
+READY = b"ready"
 # no bench, nor a conftest: pytest rewrites those as it imports them
 IMPORTS = (
     "pytest",
@@ -33,13 +34,24 @@ IMPORTS = (
 
 
 class Server:
-    """One of these processes, the leader of its group."""
+    """One of these processes, the leader of its group.
 
-    def __init__(self, *, fork: bool) -> None:
-        command = [sys.executable, "-m", "bench.process", *(["fork"] if fork else [])]
+    Attributes:
+        ready: whether its imports were seen to be done.
+    """
+
+    def __init__(self, *, fork: bool, imports: Sequence[str] = IMPORTS) -> None:
+        command = [sys.executable, "-m", "bench.process", "fork" if fork else "once", *imports]
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=os.setpgrp
+            command,
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # or select would not see what was read ahead
+            preexec_fn=os.setpgrp,
         )
+        self.ready = False
 
     def call(self, arguments: Sequence[str], output: Path, variables: Mapping[str, str] | None = None) -> None:
         """pytest, in another process. What it says is added to a file; `variables` are for its environment."""
@@ -51,10 +63,13 @@ class Server:
     def status(self, seconds: float) -> int | None:
         """pytest's exit status, or that of the process where it died; None if there is none within some time."""
         answers = _pipe(self._process.stdout)
-        if select.select([answers], [], [], seconds)[0]:
-            line = answers.readline()
-            return int(line) if line else self._process.wait()
-        return None
+        if not select.select([answers], [], [], seconds)[0]:
+            return None
+        line = answers.readline()
+        if line.strip() == READY:
+            self.ready = True
+            return None
+        return int(line) if line else self._process.wait()
 
     def interrupt(self) -> None:
         """As Ctrl-C would: pytest ends with a summary of what it has."""
@@ -73,18 +88,21 @@ class Server:
 class Servers:
     """Hands out a server that waits, and sees to it that the next one will be ready."""
 
-    def __init__(self, *, fork: bool) -> None:
-        self._fork = fork
-        self._waiting: Server | None = Server(fork=fork)
+    def __init__(self, *, fork: bool, imports: Sequence[str] = IMPORTS) -> None:
+        self._fork, self._imports = fork, imports
+        self._waiting: Server | None = self._new()
+
+    def _new(self) -> Server:
+        return Server(fork=self._fork, imports=self._imports)
 
     def take(self) -> Server:
-        server, self._waiting = self._waiting or Server(fork=self._fork), None
+        server, self._waiting = self._waiting or self._new(), None
         return server
 
     def prepare(self) -> None:
         """Another one, where the one that was taken serves but once."""
         if self._waiting is None and not self._fork:
-            self._waiting = Server(fork=False)
+            self._waiting = self._new()
 
     def give_back(self, server: Server) -> None:
         """After a call that came to its end: one that forks can serve again."""
@@ -105,13 +123,14 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
 
 
-def serve(fork: bool) -> None:
+def serve(fork: bool, imports: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for pytest
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for name in IMPORTS:
+    for name in imports:
         with contextlib.suppress(ImportError):  # whoever needs it will say so
             importlib.import_module(name)
+    print(READY.decode(), file=answers, flush=True)
     gc.freeze()  # what is there stays: every collection before a timing would look at it
     for line in sys.stdin:
         request = json.loads(line)
@@ -149,4 +168,4 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 if __name__ == "__main__":
-    serve("fork" in sys.argv[1:])
+    serve(sys.argv[1] == "fork", sys.argv[2:])

@@ -51,15 +51,16 @@ def terminal_table(run: Run) -> str:
     )
 
 
-def words(run: Run) -> str:
-    """What is no time of a step: counts, and what dropout costs attention."""
+def beside(run: Run, bench: str) -> list[str]:
+    """What a bench has beside times of steps: counts, seconds of one thing, what dropout costs attention."""
     lines = [
         f"{row.label}: " + ", ".join(f"{name} {_value(value, row.unit)}" for name, value in row.values.items())
-        for row in run.rows
-        if row.bench in ("host", "first_step") and row.values
+        for row in run.find(bench)
+        if row.values and bench not in ("memory", "breakdown")
     ]
-    lines += [f"{row.label}: {ratio:.2f} x without dropout" for row, ratio in dropout_ratios(run)]
-    return "\n".join(lines)
+    if bench == "attention":
+        lines += [f"{row.label}: {ratio:.2f} x the time without dropout" for row, ratio in dropout_ratios(run)]
+    return lines
 
 
 def dropout_ratios(run: Run) -> list[tuple[Row, float]]:
