@@ -1,4 +1,4 @@
-"""python -m bench compare | report | gpu | tune | gelu | commit-file"""
+"""python -m bench compare | report | gpu | tune | gelu"""
 
 from pathlib import Path
 from typing import Annotated
@@ -49,14 +49,6 @@ def gelu() -> None:
     from bench.gelu import main
 
     main()
-
-
-@app.command()
-def commit_file() -> None:
-    """Keep the commit in a file that goes where git does not."""
-    from bench.commit import FILE, write
-
-    print(f"{FILE}: {write()}: take it along")
 
 
 @app.command()

@@ -35,6 +35,7 @@ from bench.process import ROOT, environment
 from fastbert import _library
 from fastbert.kernels import _launch
 
+MODULE = "-m", "bench.ahead"
 REHEARSED = 1  # kernels that are compiled where there is no GPU to run them
 OFTEN = 20  # kernels between two words
 
@@ -62,7 +63,7 @@ class Ahead:
 
     def __enter__(self) -> "Ahead":
         variables = {name: value for name, value in environment().items() if name != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", "bench.ahead", *self._arguments]
+        command = [sys.executable, *MODULE, *self._arguments]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, preexec_fn=os.setpgrp
         )

@@ -127,9 +127,9 @@ def _reason(error: Exception) -> str:
 
 
 def _survive(device: str) -> None:
-    """After an illegal access nothing works in a process any more: it ends here, and the next one goes on."""
+    """Where nothing works any more the process ends here, and the next one goes on."""
     if device == "cuda":
-        torch.cuda.synchronize()
+        clock.check()
 
 
 def _row(run: Run, question: Question) -> Row | None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from bench.clock import Budget
+from bench import clock
 from bench.record import OURS, Recorder, Row, Work
 
 CANNOT_GO_ON = 97  # exit status
@@ -49,7 +49,7 @@ class Attempts:
         recorder: Recorder | None,
         *,
         device: str,
-        budget: Budget,
+        budget: clock.Budget,
         resume: bool,
         end: Callable[[], NoReturn] = end_process,
     ) -> None:
@@ -154,8 +154,7 @@ class Attempts:
         try:
             gc.collect()
             torch.cuda.empty_cache()
-            torch.cuda.synchronize()
-            torch.rand(1, device="cuda")
+            clock.check()
         except Exception:
             if self._recorder is None:
                 raise

@@ -64,3 +64,7 @@ def _digest(root: Path) -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    print(f"{FILE}: {write()}: take it along")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench import attempts, clock
+from bench import clock
 
 
 class FakeCuda:
@@ -79,6 +79,5 @@ class FakeCuda:
             "stream": lambda _: contextlib.nullcontext(),
         }.items():
             patch(cuda, name, value)
-        patch(clock, "torch", SimpleNamespace(cuda=cuda, int8=torch.int8, empty=lambda *_, **__: Flush()))
-        patch(attempts, "torch", SimpleNamespace(cuda=cuda, rand=works))
+        patch(clock, "torch", SimpleNamespace(cuda=cuda, int8=torch.int8, empty=lambda *_, **__: Flush(), rand=works))
         return self

@@ -3,7 +3,7 @@
 import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +25,14 @@ class ProcessEnded(BaseException):
 
 def end() -> NoReturn:
     raise ProcessEnded
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> Iterator[None]:
+    """There is one after each provider and before each timing."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
