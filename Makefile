@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUDGET_S ?= 540
 
-.PHONY: help install demo pretrain-demo test lint types conformance bench roof report gpu tune gpu-rehearsal codegen faults sanitize clean
+.PHONY: help install demo pretrain-demo test lint types conformance bench roof report gpu tune commit-file gpu-rehearsal codegen faults sanitize clean
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -50,18 +50,22 @@ roof: install  ## this machine's ceilings only
 report: install  ## the README's tables, and a page with pictures for every run in bench/results
 	$(BIN)/python -m bench report
 
-# For a machine with a GPU, where nothing can be fetched: from a bare checkout, with the Python that is there.
+# For a machine with a GPU, where nothing can be fetched: from a bare checkout, with the Python that is there. Which
+# commit it is of comes along in COMMIT=... or in the file .commit.
 gpu: RESULTS ?= .out/gpu
-gpu:  ## GPU tests, ceilings, kernels, models, the most important first, into the folder RESULTS, within BUDGET_S
+gpu:  ## GPU tests, ceilings, models, kernels, the most important first, into the folder RESULTS, within BUDGET_S
 	$(PYTHON) -m bench gpu --results $(RESULTS) --budget $(BUDGET_S)
 
 tune: RESULTS ?= .out/tune
 tune:  ## which tiles the kernels should take on this GPU, likewise
 	$(PYTHON) -m bench tune --results $(RESULTS) --budget $(BUDGET_S)
 
+commit-file:  ## which commit this is, into .commit, for a machine to which .git does not come: take it along
+	$(PYTHON) -m bench.commit
+
 gpu-rehearsal: install  ## both on a CPU with tiny cases: no typo waits for the GPU
-	$(BIN)/python -m bench gpu --device cpu --smallest --results .out/gpu-rehearsal --budget 240
-	$(BIN)/python -m bench tune --device cpu --smallest --results .out/gpu-rehearsal --budget 240
+	$(BIN)/python -m bench gpu --device cpu --smallest --results .out/gpu-rehearsal --budget 540
+	$(BIN)/python -m bench tune --device cpu --smallest --results .out/gpu-rehearsal --budget 540
 
 codegen: install  ## what every kernel compiles to on every chip; needs no GPU
 	$(BIN)/python -m bench.codegen

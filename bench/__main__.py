@@ -30,7 +30,7 @@ def tune(
     results: Results = Path(".out/tune"), budget: Budget = 540, device: Device = HERE, smallest: Smallest = False
 ) -> None:
     """Which tiles the kernels should take."""
-    from bench.tune import main
+    from bench.answers import main
 
     raise typer.Exit(main(device=device, results=results, budget=budget, smallest=smallest))
 

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import fastbert
 from bench.bench_model import case_of, make_batch, make_model, make_step
-from bench.harness import Bench
-from bench.record import OURS, Row
+from bench.harness import Bench, Figures
+from bench.record import OURS
 
 STEPS = 3
 PARTS = {  # by names of kernels and operators; the first that matches counts
@@ -57,14 +57,17 @@ CASES = {
 
 
 def test_breakdown(case: dict[str, Any], untimed: Bench) -> None:
-    model = make_model(case, untimed.device)
-    if case["provider"] == OURS:
-        fastbert.patch(model, strict=True)
-    step = make_step(case, model, make_batch(case, untimed.device))
-    parts = on_gpu(step) if untimed.device == "cuda" else on_cpu(step)
-    assert parts["matrix products"] > 0, f"no matrix product among {parts}"
-    if untimed.measure:
-        untimed.keep(Row("breakdown", case, values=parts, unit="s"))
+    def parts() -> Figures:
+        model = make_model(case, untimed.device)
+        if case["provider"] == OURS:
+            fastbert.patch(model, strict=True)
+        step = make_step(case, model, make_batch(case, untimed.device))
+        found = on_gpu(step) if untimed.device == "cuda" else on_cpu(step)
+        assert found["matrix products"] > 0, f"no matrix product among {found}"
+        return Figures(values=found)
+
+    row = untimed.figures("breakdown", case, {case["provider"]: parts}, unit="s")
+    assert untimed.measure or not row.failures, row.failures
 
 
 def on_cpu(step: Callable[[], Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ Counted by `torch.autograd.graph.saved_tensors_hooks`, every storage once, param
 exact, and the same on every device. Two models of one and two layers: their difference is one layer.
 """
 
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,8 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 import fastbert
-from bench.harness import Bench
-from bench.record import OURS, Row
+from bench.harness import Bench, Figures
+from bench.record import OURS
 
 BATCH, LENGTH = 4, 128
 SMALLEST = [{"hidden": 128, "dtype": "bfloat16", "padding": "none"}]
@@ -67,9 +68,10 @@ def per_token_and_layer(hidden: int, padding: str, patched: bool, dtype: torch.d
 
 
 def test_memory(case: dict[str, Any], untimed: Bench) -> None:
-    dtype = getattr(torch, case["dtype"])
-    stock, fast = (per_token_and_layer(case["hidden"], case["padding"], patched, dtype) for patched in (False, True))
-    assert 0 < fast < stock
-    if untimed.measure:
-        values = {"transformers SDPA": stock, OURS: fast}
-        untimed.keep(Row("memory", case, values=values, unit="B per token and layer"))
+    def kept(name: str) -> Figures:
+        dtype = getattr(torch, case["dtype"])
+        return Figures(values={name: per_token_and_layer(case["hidden"], case["padding"], name == OURS, dtype)})
+
+    providers = {name: partial(kept, name) for name in ("transformers SDPA", OURS)}
+    row = untimed.figures("memory", case, providers, unit="B per token and layer")
+    assert row.failures or 0 < row.values[OURS] < row.values["transformers SDPA"]

@@ -5,15 +5,20 @@ masked-LM and next-sentence heads and 15 % of the tokens labelled. FLOPs are cou
 formulas and those that fastbert registers: what padding costs is nobody's merit. "autocast" is float32 weights under
 bfloat16 autocast. A provider may be off from float32 by twice what transformers is off by in that dtype; training is
 compared on the first sequences of the batch, for float32 takes twice the memory.
+
+"transformers SDPA" is attention by PyTorch's own choice of backend, "cuDNN" by cuDNN's wherever that has a kernel.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForPreTraining, BertModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -93,37 +98,49 @@ CASES = {
 
 
 def test_model(case: dict[str, Any], bench: Bench) -> None:
-    batch = make_batch(case, bench.device)
     sequences = batch_of(case["lengths"], case["batch"], case["S"])
-    work = Work(flops=_count_flops(case, batch, bench.device), tokens=sum(sequences), sequences=len(sequences))
-    bench.steps("model", case, _providers(case, batch, bench), work)
+    work = Work(tokens=sum(sequences), sequences=len(sequences))
+    bench.steps("model", case, _providers(case, bench, work), work)
 
 
-def _providers(case: dict[str, Any], batch: Batch, bench: Bench) -> dict[str, Callable[[], Ready]]:
+def _providers(case: dict[str, Any], bench: Bench, work: Work) -> dict[str, Callable[[], Ready]]:
     device, inference = bench.device, case["step"] == "inference"
-    check = Check(case, batch, device)
+    batch = make_batch(case, device)
+    check = cache(partial(Check, case, batch, device))
 
-    def ready(attention: str, *, patch: bool = False, compile: bool | None = None, graph: bool = False) -> Ready:
+    def ready(
+        attention: str,
+        *,
+        patch: bool = False,
+        cudnn: bool = False,
+        compile: bool | None = None,
+        graph: bool = False,
+        counts: bool = False,
+    ) -> Ready:
+        counted = replace(work, flops=_count_flops(case, batch, device)) if counts else None
         model = make_model(case, device, attention=attention)
         if patch:
             fastbert.patch(model, strict=True)
         call: Any = model if compile is None else compiled(model, dynamic=compile)
-        wrong = check.wrong(model, call)
-        return Ready([make_step(case, model, batch, call)], wrong, graph)
+        call = prefer_cudnn(call) if cudnn else call
+        wrong = check().wrong(model, call)
+        return Ready([make_step(case, model, batch, call)], wrong, graph, only=graph, work=counted)
 
     def plain() -> Ready:
         if not inference:
             raise NotApplicableError("the reference has no heads")
         model = make_model(case, device)
         call = reference_encoder(model)
-        return Ready([make_step(case, model, batch, call)], check.wrong(model, call))
+        return Ready([make_step(case, model, batch, call)], check().wrong(model, call))
 
-    providers = {
-        OURS: lambda: ready("sdpa", patch=True),
-        "transformers SDPA": lambda: ready("sdpa"),
-        "transformers eager": lambda: ready("eager"),
-        "reference": plain,
-    }
+    providers = {OURS: lambda: ready("sdpa", patch=True, counts=True), "transformers SDPA": lambda: ready("sdpa")}
+    if device == "cuda":
+        providers["transformers SDPA, cuDNN"] = lambda: ready("sdpa", cudnn=True)
+    goal = device == "cuda" and not bench.compiles
+    if not (goal and case["model"] == "large"):  # whose probabilities are 40 GB of a training step
+        providers["transformers eager"] = lambda: ready("eager")
+    if not goal:
+        providers["reference"] = plain
     if device == "cuda" and inference and case["batch"] <= 8 and case["lengths"] == "full":
         providers[f"{OURS}, CUDA graph"] = lambda: ready("sdpa", patch=True, graph=True)
         providers["transformers SDPA, CUDA graph"] = lambda: ready("sdpa", graph=True)
@@ -163,15 +180,17 @@ class Check:
         return loss.detach(), *gradients
 
 
-def make_model(case: dict[str, Any], device: str, *, attention: str = "sdpa", wide: bool = False) -> PreTrainedModel:
-    """The case's model with weights that are the same every time; in float32 where `wide`."""
-    layers, hidden, heads = MODELS.get(case["model"], (2, 64, 2))
+def make_model(
+    case: dict[str, Any], device: str, *, attention: str = "sdpa", wide: bool = False, layers: int | None = None
+) -> PreTrainedModel:
+    """The case's model with weights that are the same every time; in float32 where `wide`; or with so many layers."""
+    usual, hidden, heads = MODELS.get(case["model"], (2, 64, 2))
     config = BertConfig(
         vocab_size=VOCABULARY if case["model"] in MODELS else 100,
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_attention_heads=heads,
-        num_hidden_layers=layers,
+        num_hidden_layers=usual if layers is None else layers,
         hidden_dropout_prob=case["dropout"],
         attention_probs_dropout_prob=case["dropout"],
         attn_implementation=attention,
@@ -227,6 +246,17 @@ def make_step(
         return loss.detach()
 
     return training
+
+
+def prefer_cudnn(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Where cuDNN has no kernel PyTorch takes what comes next. The backward is of the backend that ran the forward."""
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+    def preferring(**batch: Tensor) -> Any:
+        with sdpa_kernel(order, set_priority=True):
+            return call(**batch)
+
+    return preferring
 
 
 def reference_encoder(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:

@@ -102,6 +102,16 @@ def captured(steps: Sequence[Step]) -> Step:
     return replay
 
 
+def check() -> None:
+    """
+    Raises:
+        RuntimeError: if nothing works on the GPU any more in this process: after an illegal access, or after a capture
+            that failed, when no random number can be drawn.
+    """
+    torch.cuda.synchronize()
+    torch.rand(1, device="cuda")
+
+
 def sets_of_inputs(a_set: int) -> int:
     """How many sets of inputs of so many bytes are three times as large as the L2 cache, at most eight."""
     return max(1, min(8, -(-3 * _cache() // max(1, a_set))))

@@ -2,14 +2,15 @@
 
 A bench lists its cases: SMALLEST, and by device GOALS and CASES. GOALS, what we have goals for, are measured first, and
 without torch.compile, which takes minutes; they stand in CASES once more. What was measured is in the results file at
-once; a table of it comes last.
+once; a table of it comes last. With --resume a run goes on: what its file has is not measured again.
 """
 
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -17,23 +18,26 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from pytest_benchmark.utils import load_timer
 
 from bench import clock
+from bench.attempts import TIME_OVER, Attempts, end_process
 from bench.harness import Bench, replay
-from bench.record import Recorder, Run
+from bench.record import BEGUN, FINISHED, LOST, Recorder, Run
 from bench.table import terminal_table
 
 SECONDS = {"cpu": 0.5, "cuda": 0.15}  # that a provider of a case is timed
 ORDER = (
     "roof",
+    "model",
     "attention",
     "layer_norm",
     "ffn",
     "cross_entropy",
-    "linear",
-    "embedding",
-    "model",
-    "pretraining",
-    "input",
     "breakdown",
+    "host",
+    "first_step",
+    "pretraining",
+    "embedding",
+    "linear",
+    "input",
     "memory",
 )
 
@@ -45,6 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", default=".out/bench.json", help="where --benchmark writes what it measured")
     group.addoption("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     group.addoption("--budget", type=float, help="seconds after which nothing more is measured")
+    group.addoption("--part", choices=("goals", "rest", "all"), default="all", help="of the cases that are measured")
+    group.addoption("--resume", action="store_true", help="go on with the run in --results, if there is one")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,7 +60,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     device = config.getoption("--device")
     command = ["pytest", *(str(argument) for argument in config.invocation_params.args)]
-    config.stash[_RECORDER] = Recorder(Run.here(device, command), Path(config.getoption("--results")))
+    path = Path(config.getoption("--results"))
+    goes_on = config.getoption("--resume") and path.exists()
+    config.stash[_RECORDER] = Recorder(Run.read(path) if goes_on else Run.here(device, command), path)
     config.stash[_BUDGET] = clock.Budget(config.getoption("--budget"), time.monotonic)
 
 
@@ -72,8 +80,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         rest = module.CASES[device]
     else:
         goals, rest = module.SMALLEST, []
-    cases = [pytest.param(case, marks=pytest.mark.goal) for case in goals] + list(rest)
-    metafunc.parametrize("case", cases, ids=lambda case: " ".join(str(value) for value in case.values()))
+
+    def label(case: dict[str, Any]) -> str:
+        return " ".join(str(value) for value in case.values())
+
+    cases = [pytest.param(case, id=f"goal {label(case)}", marks=pytest.mark.goal) for case in goals]
+    metafunc.parametrize("case", [*cases, *(pytest.param(case, id=label(case)) for case in rest)])
 
 
 @pytest.hookimpl(trylast=True)
@@ -81,6 +93,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The most important first: this machine's ceilings, then what there are goals for, then the rest."""
     if not config.getoption("--benchmark"):
         return
+    part, nodes = config.getoption("--part"), config.stash[_RECORDER].run.nodes
+
+    def wanted(item: pytest.Item) -> bool:
+        is_goal = item.get_closest_marker("goal") is not None
+        return nodes.get(item.nodeid) not in (FINISHED, LOST) and part in ("all", "goals" if is_goal else "rest")
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = filter(wanted, items)
 
     def rank(item: pytest.Item) -> tuple[bool, int]:
         name = item.path.stem.removeprefix("bench_")
@@ -105,32 +125,45 @@ def bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterat
 
 @pytest.fixture
 def untimed(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """For benches that count or profile, and have no times to give to pytest-benchmark."""
+    """For benches that count, profile, or time by themselves, and have nothing to give to pytest-benchmark."""
     yield from _bench(request, None)
 
 
 def _bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture | None) -> Iterator[Bench]:
-    config = request.config
+    config, node = request.config, request.node
     device, measure = config.getoption("--device"), config.getoption("--benchmark")
     budget = config.stash.get(_BUDGET, None) or clock.Budget(None, time.monotonic)
     if budget.left() <= 0:
-        pytest.skip("not measured: the time was over")
+        pytest.skip(TIME_OVER)
+    recorder, resume = config.stash.get(_RECORDER, None), config.getoption("--resume")
+    # on a GPU a case's goal is measured first, and what takes longer is added to its row
+    end = partial(_end, config)
+    attempts = Attempts(recorder, device=device, budget=budget, resume=resume or device == "cuda", end=end)
     timer: Any = load_timer(config.getoption("benchmark_timer"))
+    if recorder is not None and resume:
+        recorder.mark(node.nodeid, BEGUN)
     # A graph is captured on a stream of its own, and a backward runs where its forward ran.
     stream = torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else contextlib.nullcontext()
     with stream:
         yield Bench(
             benchmark,
-            config.stash.get(_RECORDER, None),
+            attempts,
             device=device,
             measure=measure,
-            compiles=measure and request.node.get_closest_marker("goal") is None,
+            compiles=measure and node.get_closest_marker("goal") is None,
             timer=timer.target,
-            budget=budget,
-            seconds=SECONDS[device],
+            seconds=SECONDS[device] / (10 if config.getoption("--smallest") else 1),
         )
+    if recorder is not None and resume:
+        recorder.mark(node.nodeid, None if attempts.over else FINISHED)
     if device == "cuda":
         torch.cuda.empty_cache()
+
+
+def _end(config: pytest.Config) -> NoReturn:
+    config.pluginmanager.getplugin("capturemanager").suspend_global_capture()
+    print(f"\nThis process cannot go on; what it measured is in {config.getoption('--results')}: --resume goes on.")
+    end_process()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -138,7 +171,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if recorder is None:
         return
     stopped = session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    if stopped or session.config.stash[_BUDGET].left() <= 0:
+    if stopped or session.config.getoption("--resume") or session.config.stash[_BUDGET].left() <= 0:
         recorder.run.write(recorder.path)
     else:
         recorder.finish()
@@ -147,6 +180,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     recorder = config.stash.get(_RECORDER, None)
-    if recorder is not None and recorder.run.rows:
+    if recorder is not None and recorder.run.rows and not config.getoption("--resume"):
         terminalreporter.write_line(terminal_table(recorder.run))
         terminalreporter.write_line(f"{len(recorder.run.rows)} rows in {recorder.path}")

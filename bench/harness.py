@@ -6,7 +6,7 @@ equal inputs; one that is wrong is reported and not timed.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,15 +14,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench import clock
-from bench.record import OURS, Recorder, Row, Timing, Work
+from bench.attempts import Attempts, NotApplicableError
+from bench.record import OURS, Row, Timing, Work
 
 Step = clock.Step
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}  # of the largest value that is expected
 OTHERS = 8  # times as much: PyTorch adds up a bias's gradient in bfloat16 on a CPU, and is off by 0.15
-
-
-class NotApplicableError(Exception):
-    """A provider cannot do this case; the message says why."""
 
 
 class Inputs(NamedTuple):
@@ -48,7 +45,7 @@ class Provider:
         function: of the leaves and the rest to one tensor.
         prepare: a leaf, or the output's gradient, in the layout that the function wants; not timed.
         finish: back again, what it returns or a gradient of a leaf; not timed.
-        graph: whether it can be captured in a CUDA graph.
+        graph: whether to try it in a CUDA graph.
     """
 
     function: Callable[..., Tensor]
@@ -63,12 +60,24 @@ class Ready(NamedTuple):
     Attributes:
         steps: what to time; one for each set of inputs on a GPU, of which a CPU uses the first.
         wrong: how its results differ from what was expected, or None.
-        graph: whether to capture the steps in a CUDA graph.
+        graph: whether to capture the steps in a CUDA graph, if they can be.
+        only: whether without a graph there is nothing to time.
+        work: the row's, where only a provider can tell.
     """
 
     steps: list[Step]
     wrong: str | None = None
     graph: bool = False
+    only: bool = False
+    work: Work | None = None
+
+
+class Figures(NamedTuple):
+    """What a provider measured by itself: seconds, by the host's clock unless they are of a graph, or other values."""
+
+    times: Sequence[float] = ()
+    values: Mapping[str, float] = {}
+    how: str = "clock"
 
 
 class Bench:
@@ -83,20 +92,20 @@ class Bench:
     def __init__(
         self,
         benchmark: BenchmarkFixture | None,
-        recorder: Recorder | None,
+        attempts: Attempts,
         *,
         device: str,
         measure: bool,
         compiles: bool,
         timer: Callable[[], float],
-        budget: clock.Budget,
         seconds: float,
     ) -> None:
         self.device = device
         self.measure = measure
         self.compiles = compiles
-        self._benchmark, self._recorder = benchmark, recorder
-        self._timer, self._budget, self._seconds = timer, budget, seconds
+        self._benchmark, self._attempts = benchmark, attempts
+        self._timer, self.seconds = timer, seconds
+        self._row: Row | None = None
 
     def operator(
         self,
@@ -117,24 +126,30 @@ class Bench:
             check: the providers to compare with `exact`, where those that are timed drop at random.
         """
         pass_, dtype = case["pass"], case["dtype"]
-        torch.manual_seed(0)
-        first = inputs()
-        wide = torch.float64 if dtype == "float32" else torch.float32
-        upcast = Inputs(tuple(t.to(wide) for t in first.leaves), first.rest)
-        with torch.no_grad():
-            y = exact(*upcast.leaves, *upcast.rest)
-        dy = torch.randn_like(y).to(first.leaves[0].dtype) if y.ndim else torch.ones_like(y)
-        expected = _finished(Provider(exact), upcast, dy.to(wide), pass_)
-        more: list[Inputs] = []
-        if self.measure and self.device == "cuda":
-            a_set = sum(t.nbytes for t in (*first.leaves, *first.rest) if isinstance(t, Tensor))
-            more = [inputs() for _ in range(clock.sets_of_inputs(a_set + dy.nbytes) - 1)]
+
+        @cache
+        def tensors() -> tuple[list[Inputs], Tensor, tuple[Tensor, ...]]:
+            """Inputs, the output's gradient, and what is expected; made when the first provider asks for them."""
+            torch.manual_seed(0)
+            first = inputs()
+            wide = torch.float64 if dtype == "float32" else torch.float32
+            upcast = Inputs(tuple(t.to(wide) for t in first.leaves), first.rest)
+            with torch.no_grad():
+                y = exact(*upcast.leaves, *upcast.rest)
+            dy = torch.randn_like(y).to(first.leaves[0].dtype) if y.ndim else torch.ones_like(y)
+            expected = _finished(Provider(exact), upcast, dy.to(wide), pass_)
+            more: list[Inputs] = []
+            if self.measure and self.device == "cuda":
+                a_set = sum(t.nbytes for t in (*first.leaves, *first.rest) if isinstance(t, Tensor))
+                more = [inputs() for _ in range(clock.sets_of_inputs(a_set + dy.nbytes) - 1)]
+            return [first, *more], dy, expected
 
         def ready(name: str) -> Ready:
             provider = providers[name]
-            results = _finished((check or providers)[name], first, dy, pass_)
+            them, dy, expected = tensors()
+            results = _finished((check or providers)[name], them[0], dy, pass_)
             why = disagreement(results, expected, TOLERANCE[dtype] * (1 if name == OURS else OTHERS))
-            return Ready([_step(provider, them, dy, pass_) for them in (first, *more)], why, provider.graph)
+            return Ready([_step(provider, it, dy, pass_) for it in them], why, provider.graph)
 
         return self.steps(bench, case, {name: partial(ready, name) for name in providers}, work)
 
@@ -147,67 +162,102 @@ class Bench:
             Exception: fastbert's own, and a failure of the test where a provider is wrong; after the others were
                 timed and the row was kept.
         """
-        steps: dict[str, list[Step]] = {}
-        timings: dict[str, Timing] = {}
+        row = self._attempts.row(bench, case, work)
+        steps: dict[str, Step] = {}
         times: dict[str, list[float]] = {}
-        failures: dict[str, str] = {}
-        own_error: Exception | None = None
-        for name, make in providers.items():
-            if self._budget.left() <= 0:
-                failures[name] = "not measured: the time was over"
-                continue
-            ready: Ready | None = None  # before the next one takes its memory
-            try:
-                ready = make()
-                if ready.wrong is not None:
-                    failures[name] = f"wrong: {ready.wrong}"
-                elif self.measure and self.device == "cuda":
-                    timings[name], times[name] = self._on_gpu(ready)
-                else:
-                    ready.steps[0]()
-                    steps[name] = ready.steps
-            except NotApplicableError as error:
-                failures[name] = str(error)
-            except Exception as error:  # another library, at a size that it was not made for, is no reason to stop
-                failures[name] = f"{type(error).__name__}: {_first_line(error)}"
-                own_error = error if name == OURS else own_error
+
+        def do(name: str, make: Callable[[], Ready]) -> str | None:
+            ready = make()
+            if ready.work is not None:
+                row.work = ready.work
+            if ready.wrong is not None:
+                return f"wrong: {ready.wrong}"
+            if self.measure and self.device == "cuda":
+                times[name] = self._on_gpu(row, name, ready)
+            else:
+                ready.steps[0]()
+                steps[name] = ready.steps[0]
+            return None
+
+        own_error = self._each(row, {name: partial(do, name, make) for name, make in providers.items()})
         if self.measure and steps:
-            first = {name: them[0] for name, them in steps.items()}
-            timings, times = clock.cpu_timings(first, self._timer, self._seconds)
-        row = Row(bench, dict(case), work, timings, failures)
-        if self.measure:
-            self.keep(row)
+            timings, times = clock.cpu_timings(steps, self._timer, self.seconds)
+            row.timings.update(timings)
+            self._attempts.write(row)
         self._tell_pytest_benchmark(row, times)
+        return self._judged(row, own_error)
+
+    def figures(
+        self, bench: str, case: Mapping[str, Any], providers: Mapping[str, Callable[[], Figures]], unit: str = ""
+    ) -> Row:
+        """What providers measure by themselves, where there is more to it than timing a step.
+
+        Raises:
+            Exception: likewise.
+        """
+        row = self._attempts.row(bench, case, unit=unit)
+
+        def do(name: str, make: Callable[[], Figures]) -> None:
+            found = make()
+            if found.times:
+                row.timings[name] = Timing.of(found.times, found.how)
+            row.values.update(found.values)
+
+        return self._judged(row, self._each(row, {name: partial(do, name, make) for name, make in providers.items()}))
+
+    def captured(self, name: str, step: Step) -> Step:
+        """A provider's step as a CUDA graph, within `figures`; on a CPU the step."""
+        if self.device == "cpu" or self._row is None:
+            return step
+        if why := self._attempts.refused(self._row.bench, name):
+            raise NotApplicableError(f"cannot be captured: {why}")
+        with self._attempts.capture(self._row, name, only=True):
+            replay = clock.captured([step])
+            replay()
+            torch.cuda.synchronize()
+        return replay
+
+    def _each(self, row: Row, providers: Mapping[str, Callable[[], str | None]]) -> Exception | None:
+        """fastbert's own error."""
+        self._row = row
+        errors = {name: self._attempts.make(row, name, do) for name, do in providers.items()}
+        return errors.get(OURS)
+
+    def _judged(self, row: Row, own_error: Exception | None) -> Row:
         if own_error is not None:
             raise own_error
-        wrong = {name: why for name, why in failures.items() if why.startswith("wrong: ")}
+        wrong = {name: why for name, why in row.failures.items() if why.startswith("wrong: ")}
         assert not wrong, f"{row.label}: {wrong}"
         return row
 
-    def keep(self, row: Row) -> Row:
-        """A row that was made elsewhere."""
-        if self._recorder is not None:
-            self._recorder.add(row)
-        return row
-
-    def _on_gpu(self, ready: Ready) -> tuple[Timing, list[float]]:
-        steps, events = ready.steps, clock.CudaClock()
+    def _on_gpu(self, row: Row, name: str, ready: Ready) -> list[float]:
+        """Puts the timing into the row."""
+        steps, events, attempts = ready.steps, clock.CudaClock(), self._attempts
+        refused = attempts.refused(row.bench, name) if ready.graph else None
+        if ready.only and refused:
+            raise NotApplicableError(f"cannot be captured: {refused}")
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         steps[0]()
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
-        if ready.graph:
-            times, how = events.times(clock.captured(steps), self._seconds, len(steps)), "graph"
-        else:
 
-            def run() -> None:
-                for step in steps:
-                    step()
+        def run() -> None:
+            for step in steps:
+                step()
 
-            times, how = events.times(run, self._seconds, len(steps)), "events"
-        return Timing.of(times, how, peak), times
+        def timed(run: Step, how: str) -> list[float]:
+            times = events.times(run, self.seconds, len(steps))
+            row.timings[name] = Timing.of(times, how, peak)
+            return times
+
+        if not ready.graph or refused:
+            return timed(run, "events")
+        if not ready.only and not attempts.met(row.bench, name):
+            timed(run, "events")  # what it has if its capture fails
+        with attempts.capture(row, name, only=ready.only):
+            return timed(clock.captured(steps), "graph")
 
     def _tell_pytest_benchmark(self, row: Row, times: Mapping[str, list[float]]) -> None:
         """fastbert's times, or the only provider's, as its own; the others' medians beside them."""
@@ -281,8 +331,3 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     torch._dynamo.reset()
     torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
     return torch.compile(function, **options)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else ""

@@ -1,7 +1,9 @@
 """Result files: one JSON a run, whole at every moment, and what is computed from its rows.
 
 A run is `machine`, `versions`, `commit`, `command`, `started`, `clocks` before and after, `tests` (of the GPU, where
-they ran first), `complete` (whether it came to its end) and `rows`. A row is one case of one bench:
+they ran first), `stages` (of `make gpu`: what ran when, and how it ended), `complete` (whether it came to its end),
+`uncaptured` (what cannot be captured in a CUDA graph, and why), `nodes` (tests that were begun, finished, or lost with
+their process) and `rows`. A row is one case of one bench:
 
     bench     "roof", "attention", ..., "model", "breakdown", "memory"
     case      what was measured, as names and plain values
@@ -27,8 +29,11 @@ from typing import Any
 
 import torch
 
+from bench.commit import commit
+
 OURS = "fastbert"
 PACKAGES = ("torch", "triton", "transformers", "numpy", "flash-attn", "liger-kernel")
+BEGUN, FINISHED, LOST = "begun", "finished", "lost"  # what became of a test, in `Run.nodes`
 _CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 Product = tuple[str, int, int, int]  # pass (forward, dgrad, wgrad), tokens, features in, features out
 
@@ -79,7 +84,7 @@ class Timing:
         return cls(statistics.median(seconds), low, high, len(seconds), how, peak_bytes)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     bench: str
     case: dict[str, Any]
@@ -105,7 +110,10 @@ class Run:
     started: str
     clocks: dict[str, dict[str, str] | None]
     tests: dict[str, Any] | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
+    uncaptured: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
@@ -114,7 +122,7 @@ class Run:
         return cls(
             machine=_machine(device),
             versions=_versions(),
-            commit=_commit(),
+            commit=commit(),
             command=shlex.join(command),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             clocks={"before": _clocks(device), "after": None},
@@ -138,7 +146,9 @@ class Run:
         """Replace the file by a whole one, so that a run that is cut short leaves what it has."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".part")
-        head = json.dumps({key: value for key, value in vars(self).items() if key != "rows"}, indent=1)
+        often_empty = "stages", "uncaptured", "nodes"
+        shown = {k: v for k, v in vars(self).items() if k != "rows" and (v or k not in often_empty)}
+        head = json.dumps(shown, indent=1)
         rows = ",\n".join("  " + json.dumps(_plain(row)) for row in self.rows)
         draft.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
         os.replace(draft, path)
@@ -182,6 +192,14 @@ class Recorder:
         if time.monotonic() - self._asked > 30:
             self.run.clocks["after"] = _clocks(self.run.device)
             self._asked = time.monotonic()
+        self.run.write(self.path)
+
+    def mark(self, node: str, state: str | None) -> None:
+        """What becomes of a test; None: as if it had not been begun."""
+        if state is None:
+            self.run.nodes.pop(node, None)
+        else:
+            self.run.nodes[node] = state
         self.run.write(self.path)
 
     def finish(self) -> None:
@@ -317,14 +335,6 @@ def _nvidia_smi(query: str) -> list[str] | None:
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
     done = _output(command)
     return [value.strip() for value in done.splitlines()[0].split(",")] if done else None
-
-
-def _commit() -> str:
-    """Of the tree; from the environment where the tree came without its history."""
-    root = Path(__file__).parents[1]
-    if "COMMIT" in os.environ:
-        return os.environ["COMMIT"]
-    return _output(["git", "-C", str(root), "describe", "--always", "--dirty"]).strip() or "unknown"
 
 
 def _output(command: list[str]) -> str:

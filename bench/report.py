@@ -25,7 +25,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from bench.record import OURS, Roof, Row, Run, speedup
-from bench.table import duration, rate
+from bench.table import beside, duration, rate
 
 ROOT = Path(__file__).parents[1]
 SDPA = "transformers SDPA"
@@ -53,6 +53,7 @@ LINES = {  # colour, marker, line
     OURS + GRAPH: (ACCENT, "*", ":"),
     SDPA: (BLUE, "s", "-"),
     SDPA + GRAPH: (BLUE, "X", ":"),
+    SDPA + ", cuDNN": (GREEN, "<", "-"),
     COMPILED: (SKY, "^", "-"),
     COMPILED + " dynamic": (SKY, "v", "--"),
     "transformers eager": (GREY, "D", "-"),
@@ -187,7 +188,8 @@ def origin(run: Run, link: str) -> str:
     if run.tests and run.tests["status"] != 0:
         line += f" **Not all tests passed: {run.tests['summary']}.**"
     if not run.complete:
-        line += " **The run was cut short.**"
+        cut = [it["stage"] for it in run.stages if it["ended"] == "the time was over"]
+        line += f" **The run was cut short{': ' if cut else ''}{', '.join(cut)}.**"
     if failed := sum(OURS in row.failures for row in run.rows):
         line += f" **fastbert has no time in {failed} of {len(run.rows)} cases.**"
     return f"{line} [All tables and pictures]({link}.md), [every figure]({link}.json)."
@@ -208,14 +210,17 @@ def page(run: Run, stem: str, pictures: Sequence[str]) -> str:
     for bench in dict.fromkeys(row.bench for row in run.rows):
         rows = run.find(bench)
         body = tables[bench](rows) if bench in tables else timings_table(rows, Roof(run))
-        parts += [f"### {bench}\n", body, failures_list(rows)]
+        more = "".join(f"- {line}\n" for line in beside(run, bench))
+        parts += [f"### {bench}\n", body, more, failures_list(rows)]
     return "\n".join(part for part in parts if part)
 
 
 def timings_table(rows: Sequence[Row], roof: Roof) -> str:
-    """A line a case, a column a provider, fastbert's first."""
+    """A line a case, a column a provider, fastbert's first; nothing where nothing was timed."""
     same, keys = _split_cases(rows)
     names = list(dict.fromkeys(name for row in rows for name in (*row.timings, *row.failures)))
+    if not names:
+        return ""
     names.sort(key=lambda name: (name != OURS, not name.startswith(OURS)))
     lines = []
     for row in rows:

@@ -51,6 +51,34 @@ def terminal_table(run: Run) -> str:
     )
 
 
+def beside(run: Run, bench: str) -> list[str]:
+    """What a bench has beside times of steps: counts, seconds of one thing, what dropout costs attention."""
+    lines = [
+        f"{row.label}: " + ", ".join(f"{name} {_value(value, row.unit)}" for name, value in row.values.items())
+        for row in run.find(bench)
+        if row.values and bench not in ("memory", "breakdown")
+    ]
+    if bench == "attention":
+        lines += [f"{row.label}: {ratio:.2f} x the time without dropout" for row, ratio in dropout_ratios(run)]
+    return lines
+
+
+def dropout_ratios(run: Run) -> list[tuple[Row, float]]:
+    """How many times as long fastbert's attention takes with dropout as without."""
+    found = []
+    for row in run.find("attention"):
+        if not row.case["dropout"] or OURS not in row.timings:
+            continue
+        for other in run.find("attention", **{**row.case, "dropout": 0.0}):
+            if OURS in other.timings:
+                found.append((row, row.timings[OURS].median / other.timings[OURS].median))
+    return found
+
+
+def _value(value: float, unit: str) -> str:
+    return duration(value) if unit == "s" else f"{value:g} {unit}".rstrip()
+
+
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     i = 0
     while value >= 1000 and i < len(units) - 1:

@@ -1,56 +1,28 @@
-"""`make tune`: which tiles, rows and programs the kernels should take on this GPU, the most important question first.
+"""What `make tune` asks: which tiles, rows and programs the kernels should take, the most important question first.
 
-A question is about one answer that a launcher looks up. Candidates are tried in its place: each is compared with
-`fastbert.reference`, on the very tensors that are timed, and those that are right are timed, at last in turn. One is
-proposed only where it is faster than the current one beyond the spread of both.
-
-For a machine where nothing can be fetched, and for a limited time. A process of its own does the work: one that hangs
-or dies costs a candidate, and the next process goes on behind it. Whole at every moment are
-
-    tune.json   times of every candidate, or why it has none
-    tune.md     the lines to paste, by the place where they belong, and a short table, which is what the screen shows
+A question is about one answer that a launcher looks up; candidates are tried in its place. `bench/answers.py` asks.
 """
 
-import contextlib
 import dataclasses
-import os
 import re
-import subprocess
-import sys
-import time
-import timeit
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
 
-from bench import clock
-from bench.harness import TOLERANCE, disagreement
-from bench.record import Recorder, Row, Run, Timing, Work
+from bench.record import Work
 from bench.shapes import VOCABULARY, tokens_of
-from bench.table import duration, rate
 from fastbert import functional, reference
 from fastbert.kernels import _attention_tiles, _launch, _product, attention, embedding, ffn, layer_norm
 from fastbert.kernels._launch import Blocks
 from fastbert.kernels._product import Product, Tiles, size_class
 
-ROOT = Path(__file__).parents[1]
 TOKENS = 65536
-SECONDS, TURNS = 0.15, 3  # that a candidate is timed, alone and again in turn with the others
-STUCK_SECONDS = 75.0  # without news from the process
-STOP_SECONDS = 6.0  # for the candidate that it is at when its time is over
-LAST_SECONDS = 2.0  # to print
-STOPPED = "its process was stopped"
-NO_FIT = "does not fit: "
 
 # Tiles by what drives the tensor cores, by pass and the largest head_dim, the likeliest winner first; `bench.codegen`
 # finds no fault with any. With 128 x 128, or 4 warps, a thread spends fewer instructions on a score; 64 x 64, or 128
@@ -168,7 +140,9 @@ def questions(device: str, smallest: bool) -> list[Question]:
     """The most important first; on a CPU with a few tokens each.
 
     Args:
-        smallest: with a few tokens on a GPU, too; only one question of a kind, one candidate beside the current one.
+        device: "cuda", "cpu", or "meta": as on a GPU, on tensors that have no memory.
+        smallest: with a few tokens on a GPU, too; only one question of a kind, with dropout where there is one, and one
+            candidate beside the current one.
     """
     small = smallest or device == "cpu"
     attend, norm = partial(_attention, device, small), partial(_layer_norm, device, small)
@@ -192,17 +166,17 @@ def questions(device: str, smallest: bool) -> list[Question]:
     ]
     if not smallest:
         return asked
-    kinds: dict[Any, Question] = {}
-    for it in asked:
+    kinds: dict[str, Question] = {}
+    for it in sorted(asked, key=lambda it: it.case["dropout"] == 0):
         two = dict(list(it.candidates.items())[:2])
-        kinds.setdefault((it.case["what"], it.case["dropout"]), dataclasses.replace(it, candidates=two))
+        kinds.setdefault(it.case["what"], dataclasses.replace(it, candidates=two))
     return list(kinds.values())
 
 
 def _attention(
     device: str, small: bool, pass_: str, lengths: str, dropout_p: float, dtype: str = "bfloat16", head_dim: int = 64
 ) -> Question:
-    long = 129 if device == "cuda" else 65  # for two passes
+    long = 65 if device == "cpu" else 129  # for two passes
     seqlens = [24 if lengths == "128" else long, 3] if small else tokens_of(lengths, TOKENS)
     T, H, longest = sum(seqlens), 1 if small else 1024 // head_dim, max(seqlens)
     width, chip, answer = max(64, head_dim), _launch.chip(_device(device)), _attention_tiles.blocks
@@ -377,223 +351,3 @@ def _seed(dropout_p: float, device: str) -> tuple[Tensor | None, int]:
 def _ready(operator: Callable[..., Any], specification: Callable[..., Any], arguments: Sequence[Any]) -> Ready:
     wide = (it.float() if isinstance(it, Tensor) and it.is_floating_point() else it for it in arguments)
     return Ready(torch.no_grad()(partial(operator, *arguments)), specification(*wide))
-
-
-class WrongError(Exception):
-    """A candidate computes something else."""
-
-
-def ask(question: Question, recorder: Recorder, *, device: str, budget: clock.Budget) -> None:
-    """Try its candidates, one after the other, and keep what each came to; then time those that are right in turn.
-
-    What failed before, in a process that died of it perhaps, is not tried again.
-    """
-    row = _row(recorder.run, question) or Row("tune", question.case, question.work)
-    timings, failures = row.timings, row.failures
-    if question.candidates.keys() <= timings.keys() | failures.keys():
-        return
-    try:
-        torch.manual_seed(0)
-        ready = question.ready()
-    except Exception as error:
-        failures |= dict.fromkeys(question.candidates, _reason(error))
-        recorder.add(row)
-        _survive(device)
-        return
-    steps: dict[str, clock.Step] = {}
-    for name, candidate in question.candidates.items():
-        if name in failures:
-            continue
-        if budget.left() <= 0:
-            return
-        timings.pop(name, None)
-        failures[name] = STOPPED
-        recorder.add(row)
-        try:
-            step = _right(question, candidate, ready, device)
-            timings |= _timed({name: step}, device)
-            steps[name] = step
-            del failures[name]
-        except Exception as error:
-            failures[name] = _reason(error)
-        recorder.add(row)
-        print(f"{row.label}: {name}: {failures.get(name) or duration(timings[name].median)}", flush=True)
-        _survive(device)
-    if len(steps) > 1 and budget.left() > 0:
-        timings |= _timed(steps, device)
-        recorder.add(row)
-
-
-def _right(question: Question, candidate: Candidate, ready: Ready, device: str) -> clock.Step:
-    """What is to be timed of a candidate.
-
-    Raises:
-        WrongError: if it does not compute what is expected.
-    """
-
-    def step() -> tuple[Tensor, ...]:
-        with mock.patch.object(question.module, question.attribute, candidate.replacement):
-            return ready.step()
-
-    why = disagreement(step(), ready.expected, TOLERANCE[question.case["dtype"]])
-    if why is not None:
-        raise WrongError(why)
-    return clock.captured([step]) if device == "cuda" else step
-
-
-def _timed(steps: Mapping[str, clock.Step], device: str) -> dict[str, Timing]:
-    """In turn, so that whatever else the machine does, or its clocks, hits all alike."""
-    if device == "cpu":  # to see that it works: interpreted kernels are not worth a second round
-        return {name: Timing.of([timeit.timeit(step, number=1)], "clock") for name, step in steps.items()}
-    events = clock.CudaClock()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(TURNS):
-        for name, replay in steps.items():
-            times[name] += events.times(replay, SECONDS / TURNS)
-    return {name: Timing.of(taken, "graph") for name, taken in times.items()}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, WrongError):
-        return f"wrong: {error}"
-    if isinstance(error, OutOfResources):
-        return f"{NO_FIT}{error.name}, {error.required} of {error.limit}"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
-def _survive(device: str) -> None:
-    """After an illegal access nothing works in a process any more: it ends here, and the next one goes on."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _row(run: Run, question: Question) -> Row | None:
-    return next((row for row in run.rows if row.case == question.case), None)
-
-
-def right_ones(row: Row) -> dict[str, Timing]:
-    """The fastest first."""
-    names = [name for name in row.timings if name not in row.failures]
-    return {name: row.timings[name] for name in sorted(names, key=lambda name: row.timings[name].median)}
-
-
-def winner(row: Row, current: str) -> str | None:
-    """The fastest of those that beat the current one beyond the spread of both; of all, where that one failed."""
-    right = right_ones(row)
-    if current in right:
-        right = {name: timing for name, timing in right.items() if timing.high < right[current].low}
-    return next(iter(right), None)
-
-
-def page(asked: Sequence[Question], run: Run) -> str:
-    """The lines to paste, by place; then a line a question, with its current candidate and the fastest."""
-    paste: dict[str, str] = defaultdict(str)
-    head = f"{run.name}, {run.date}, {run.commit}", "current", "", "fastest", "", "reached", "faster by", "", "failed"
-    lines: list[tuple[str, ...]] = [head]
-    for question in asked:
-        row = _row(run, question)
-        if row is None:
-            continue
-        right, current, label = right_ones(row), question.current, row.label.removeprefix("tune ")
-        won = winner(row, current)
-        best = won or next(iter(right), "")
-        now = duration(right[current].median) if current in right else "failed"
-        then = duration(right[best].median) if best else ""
-        faster = f"{right[current].median / right[best].median - 1:.1%}" if current in right else ""
-        verdict = "take it" if won else "stays" if best == current else "within the spread" if best else ""
-        failed = str(len(row.failures) or "")
-        lines.append((label, current, now, best, then, rate(row, best) if best else "", faster, verdict, failed))
-        if won:
-            line = f"{question.candidates[won].line}  # {run.name}, {run.date}"
-            paste[question.place] += f"# {label}: {faster or 'instead of what fails,'} {current}\n{line}\n"
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    places = [f"\n{place}\n\n```python\n{them}```" for place, them in paste.items()]
-    title = "Faster than what is there, beyond the spread" if run.device == "cuda" else "A rehearsal: no times to go by"
-    return "\n".join([f"# {title}", *places, "\n```", *table, "```\n"])
-
-
-class Pages(Recorder):
-    """A run that is written as it grows, with a page for people."""
-
-    def __init__(self, run: Run, path: Path, asked: Sequence[Question]) -> None:
-        super().__init__(run, path)
-        self._asked_for = asked
-
-    def add(self, row: Row) -> None:
-        super().add(row)
-        draft = self.path.with_name("tune.md.part")
-        draft.write_text(page(self._asked_for, self.run))
-        os.replace(draft, self.path.with_name("tune.md"))
-
-
-def work(*, device: str, figures: Path, until: float, smallest: bool) -> None:
-    """Answer, in this process, what the run in `figures` leaves open; until a time of `time.time`."""
-    budget = clock.Budget(until - time.time(), time.monotonic)
-    asked = questions(device, smallest)
-    recorder = Pages(Run.read(figures), figures, asked)
-    # a graph is captured on a stream of its own
-    with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else contextlib.nullcontext():
-        for question in asked:
-            if budget.left() <= 0:
-                return
-            ask(question, recorder, device=device, budget=budget)
-            if device == "cuda":
-                torch.cuda.empty_cache()
-    if budget.left() > 0:
-        recorder.finish()
-
-
-def main(*, device: str, results: Path, budget: float, smallest: bool) -> int:
-    """Answer all questions; on a CPU in Triton's interpreter.
-
-    Args:
-        results: folder for the files.  budget: seconds.
-        smallest: only tiny cases, to see that everything works.
-
-    Returns:
-        0 where everything worked that was tried and fits the GPU.
-    """
-    limit = clock.Budget(budget - LAST_SECONDS, time.monotonic)
-    results = results.resolve()
-    results.mkdir(parents=True, exist_ok=True)
-    figures, words = results / "tune.json", results / "tune.md"
-    words.unlink(missing_ok=True)
-    Run.here(device, sys.argv).write(figures)
-    status: int | None = None
-    while limit.left() > 0:
-        before = figures.read_bytes()
-        status = _work(device, figures, limit.left(), smallest)
-        if status == 0 or figures.read_bytes() == before:
-            break
-    run = Run.read(figures)
-    harmless = (NO_FIT,) if limit.left() > 0 else (NO_FIT, STOPPED)
-    failures = [(row.label, name, why) for row in run.rows for name, why in row.failures.items()]
-    bad = [": ".join(it) for it in failures if not it[2].startswith(harmless)]
-    print(*bad, words.read_text() if words.exists() else "no question was answered", sep="\n")
-    print(f"{len(run.rows)} questions in {figures}{'' if run.complete else ', cut short'}")
-    return int(bool(bad) or not run.rows or bool(status))
-
-
-def _work(device: str, figures: Path, seconds: float, smallest: bool) -> int | None:
-    """The exit status of a process that does the work, None where it was stopped."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if device == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
-    started, end = time.time(), time.monotonic() + seconds
-    arguments = device, str(figures), f"{started + seconds - STOP_SECONDS:.1f}", *(["smallest"] if smallest else [])
-    process = subprocess.Popen([sys.executable, "-m", "bench.tune", *arguments], cwd=ROOT, env=environment)
-    try:
-        while time.monotonic() < end and time.time() - max(started, figures.stat().st_mtime) < STUCK_SECONDS:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(timeout=0.2)
-        return None
-    finally:
-        process.kill()
-        process.wait()
-
-
-if __name__ == "__main__":
-    device, figures, until, *rest = sys.argv[1:]
-    work(device=device, figures=Path(figures), until=float(until), smallest=bool(rest))

@@ -11,6 +11,27 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
+_SPOILT: list[str] = []  # tests after which nothing works on the GPU in this process
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed and "gpu" in report.keywords and not hasattr(report, "node"):  # of xdist: not in its main process
+        try:
+            torch.cuda.synchronize()
+            torch.rand(1, device="cuda")
+        except Exception:
+            _SPOILT.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish() -> None:
+    """After an illegal access, or a graph that was not captured, all tests would fail: xdist starts another process."""
+    if _SPOILT and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(1)
+    if _SPOILT:
+        pytest.exit(f"nothing works on the GPU any more after {_SPOILT[0]}", returncode=1)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -1,6 +1,5 @@
 """The harness of the benches, without a GPU: what is wrong is not timed, units, medians, budgets, files."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +19,12 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import Interval
 
-from bench import clock, gpu
+from bench import clock
+from bench.attempts import Attempts
 from bench.bench_breakdown import STEPS, idle, part_of, parts_of_kernels
-from bench.harness import Bench, Inputs, NotApplicableError, Provider, Ready, disagreement
-from bench.record import OURS, Recorder, Roof, Row, Run, Timing, Work, speedup
+from bench.harness import Bench, Inputs, NotApplicableError, Provider, disagreement
+from bench.record import OURS, Recorder, Row, Run, Timing, Work
 from bench.rivals import installed, math_attention, sdpa_backends
-from bench.shapes import batch_of, tokens_of
-from bench.table import duration, rate, terminal_table
 from fastbert.packing import Packing
 
 ROOT = Path(__file__).parents[1]
@@ -46,15 +44,14 @@ class FakeBenchmark:
 
 
 def make_bench(path: Path, *, timer: Callable[[], float] = time.perf_counter, budget: float | None = None) -> Bench:
-    recorder = Recorder(Run.here("cpu"), path)
+    recorder, limit = Recorder(Run.here("cpu"), path), clock.Budget(budget, time.monotonic)
     return Bench(
         FakeBenchmark(),  # type: ignore[arg-type]
-        recorder,
+        Attempts(recorder, device="cpu", budget=limit, resume=False),
         device="cpu",
         measure=True,
         compiles=False,
         timer=timer,
-        budget=clock.Budget(budget, time.monotonic),
         seconds=0.0,
     )
 
@@ -156,14 +153,6 @@ def test_disagreement_sees_every_tensor_and_shapes() -> None:
     assert "off by inf" in str(disagreement((a * float("nan"),), (a,), 0.1))
 
 
-def test_quantiles() -> None:
-    timing = Timing.of([5.0, 1.0, 2.0, 4.0, 3.0, 6.0], "clock")
-    assert (timing.median, timing.low, timing.high, timing.rounds) == (3.5, 2.0, 5.0, 6)
-    assert Timing.of([7.0], "clock").high == 7.0
-    with pytest.raises(ValueError, match="no times"):
-        Timing.of([], "clock")
-
-
 def test_a_cpu_is_timed_in_turn_by_the_clock_that_is_given() -> None:
     now, order = itertools.count(), []
     steps = {name: partial(order.append, name) for name in ("a", "b")}
@@ -201,116 +190,6 @@ def test_replay_shows_the_times_it_was_given() -> None:
         replay.step()
         seen.append(replay() - start)
     assert seen == [0.5, 0.25]
-
-
-def row(bench: str, case: dict[str, Any], work: Work, **seconds: float) -> Row:
-    timings = {name: Timing(s, 0.9 * s, 1.1 * s, 5, "clock") for name, s in seconds.items()}
-    return Row(bench, case, work, timings)
-
-
-ROOF = [
-    row("roof", {"what": "copy", "bytes": 50}, Work(bytes=100), PyTorch=2.0),
-    row("roof", {"what": "copy", "bytes": 500}, Work(bytes=1000), PyTorch=10.0),
-    row(
-        "roof",
-        {"what": "product", "pass": "square", "tokens": 10, "in": 10, "out": 10, "dtype": "bfloat16"},
-        Work(flops=2000, products=(("square", 10, 10, 10),)),
-        PyTorch=1.0,
-    ),
-    row(
-        "roof",
-        {"what": "product", "pass": "forward", "tokens": 5, "in": 10, "out": 10, "dtype": "bfloat16"},
-        Work(flops=1000, products=(("forward", 5, 10, 10),)),
-        PyTorch=0.8,
-    ),
-]
-
-
-def run_of(rows: list[Row]) -> Run:
-    run = Run.here("cpu")
-    run.rows = rows
-    return run
-
-
-def test_the_roof_is_the_larger_of_memory_and_arithmetic() -> None:
-    roof = Roof(run_of(ROOF))
-    bf16 = {"dtype": "bfloat16"}
-    assert roof.copy == 100.0
-    assert roof.product("bfloat16") == roof.product("autocast") == 2000.0
-    assert roof.seconds(row("a", bf16, Work(bytes=300))) == 3.0
-    assert roof.seconds(row("a", bf16, Work(bytes=300, flops=8000))) == 4.0
-    assert roof.seconds(row("a", bf16, Work(flops=1000, products=(("forward", 5, 10, 10),)))) == 0.8
-    assert roof.seconds(row("a", bf16, Work(flops=1000, products=(("dgrad", 5, 10, 10),)))) == 0.5  # not measured alone
-    assert roof.seconds(row("a", {"dtype": "float32"}, Work(flops=1000))) is None
-    assert Roof(run_of([])).seconds(row("a", bf16, Work(bytes=300))) is None
-    it = row("a", bf16, Work(bytes=300, flops=1000), fastbert=4.0, rival=6.0)
-    assert roof.share(it, OURS) == 0.75
-    assert roof.utilisation(it, OURS) == 0.125
-    assert speedup(it, "rival") == 1.5
-    assert speedup(it, "absent") is None
-
-
-@pytest.mark.parametrize(
-    ("work", "text"),
-    [
-        (Work(bytes=4_300_000_000), "2.15 GB/s"),
-        (Work(bytes=4_300_000_000_000), "2150 GB/s"),
-        (Work(flops=5_000), "2.5 kFLOP/s"),
-        (Work(flops=800_000_000_000_000, bytes=1), "400 TFLOP/s"),
-        (Work(tokens=1_500_000, flops=7), "750 k tokens/s"),
-        (Work(), ""),
-    ],
-)
-def test_units(work: Work, text: str) -> None:
-    assert rate(row("a", {}, work, fastbert=2.0), OURS) == text
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (12.0, 0.0123, 4.5e-6)] == ["12 s", "12.3 ms", "4.5 us"]
-
-
-def test_the_last_table_compares_with_the_best() -> None:
-    rows = [*ROOF, row("op", {"n": 3, "dtype": "bfloat16"}, Work(bytes=300), fastbert=4.0, slow=9.0, best=6.0)]
-    *_, line = terminal_table(run_of(rows)).splitlines()
-    cells = [cell.strip() for cell in line.split("  ") if cell]
-    assert cells == ["op 3 bfloat16", "4 s", "3.6 s - 4.4 s", "75 B/s", "75%", "1.50 x best"]
-
-
-def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
-    run = run_of(
-        [*ROOF, Row("breakdown", {"model": "base"}, values={"gaps": 0.5}, unit="s"), Row("a", {}, failures={"b": "c"})]
-    )
-    run.write(tmp_path / "deep" / "run.json")
-    assert Run.read(tmp_path / "deep" / "run.json") == run
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["run.json"]
-    assert run.find("roof", what="copy") == ROOF[:2]
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"rows": [{"bench": "a"}]}', '{"rows": []}'])
-def test_no_run(tmp_path: Path, text: str) -> None:
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match="holds no run"):
-        Run.read(tmp_path / "run.json")
-
-
-def test_a_case_that_is_measured_again_takes_its_former_place(tmp_path: Path) -> None:
-    recorder = Recorder(Run.here("cpu"), tmp_path / "run.json")
-    for seconds, case in ((1.0, "a"), (2.0, "b"), (3.0, "a")):
-        recorder.add(row("op", {"case": case}, Work(), fastbert=seconds))
-    rows = Run.read(tmp_path / "run.json").rows
-    assert [(it.case["case"], it.timings[OURS].median) for it in rows] == [("a", 3.0), ("b", 2.0)]
-
-
-def test_length_mixes() -> None:
-    for mix, S, share in (("wikipedia", 512, 0.5), ("squad", 384, 0.41)):
-        lengths = batch_of(mix, 256, S)
-        assert lengths == batch_of(mix, 256, S)
-        assert 0 < min(lengths) <= max(lengths) <= S
-        assert sum(lengths) / (256 * S) == pytest.approx(share, abs=0.01)
-        assert sum(tokens_of(mix, 65536)) == pytest.approx(65536, rel=0.02)
-    assert max(batch_of("wikipedia", 64, 128)) == 128
-    assert batch_of("full", 3, 7) == [7, 7, 7]
-    assert tokens_of("128", 16384) == [128] * 128
 
 
 @pytest.mark.parametrize(
@@ -446,139 +325,3 @@ def test_a_run_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     run = Run.read(path)
     assert run.rows[0].bench == "roof"  # the ceilings came first
     assert not run.complete
-
-
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> list[gpu.Stage]:
-    """What `make gpu` would call, in the place of calling it; the benches write a run with one row."""
-    called: list[gpu.Stage] = []
-
-    def run(stage: gpu.Stage) -> int | None:
-        called.append(stage)
-        stage.output.write_text("FAILED tests/test_x.py::test_y - assert\n1 failed, 3 passed in 2.0s\n")
-        if stage.arguments[0] == "bench":
-            results = Path(stage.arguments[stage.arguments.index("--results") + 1])
-            run_of([ROOF[0]]).write(results)
-            return None  # cut short
-        return 1
-
-    monkeypatch.setattr(gpu, "_run", run)
-    return called
-
-
-def test_make_gpu_keeps_to_its_time_and_says_which_tests_failed(
-    stages: list[gpu.Stage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status = gpu.main(device="cuda", results=tmp_path / "gpu", budget=100.0, smallest=False)
-    tests, benches = stages
-    assert tests.arguments[:3] == ("tests", "-m", "gpu")
-    assert tests.seconds == 35.0
-    assert 90.0 < benches.seconds <= 100.0 - gpu.LAST_SECONDS
-    assert "--smallest" not in benches.arguments
-    run = Run.read(tmp_path / "gpu" / "bench.json")
-    assert run.tests == {
-        "status": 1,
-        "failed": ["FAILED tests/test_x.py::test_y - assert"],
-        "summary": "1 failed, 3 passed in 2.0s",
-    }
-    assert status == 1
-    *_, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("tests: 1 failed, 3 passed in 2.0s; 1 rows in ")
-    assert last.endswith("cut short")
-
-
-def test_a_stage_whose_time_is_over_is_stopped(tmp_path: Path) -> None:
-    start = time.monotonic()
-    assert gpu._run(gpu.Stage(("tests/test_bench.py",), tmp_path / "out.txt", 0.1)) is None
-    assert time.monotonic() - start < 20
-
-
-class FakeEvent:
-    """A CUDA event on a clock that every recorded step moves on by a millisecond."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        self.at = FakeEvent.now
-
-    def elapsed_time(self, end: "FakeEvent") -> float:
-        return end.at - self.at
-
-
-@pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """CUDA's functions that the clock calls, and the order of what was done."""
-    log: list[str] = []
-
-    @contextlib.contextmanager
-    def graph(_graph: Any, stream: Any) -> Iterator[None]:
-        log.append("capture")
-        yield
-
-    class Graph:
-        def replay(self) -> None:
-            FakeEvent.now += 2.0
-            log.append("replay")
-
-    class Flush:
-        def zero_(self) -> None:
-            FakeEvent.now += 100.0
-            log.append("flush")
-
-    properties = SimpleNamespace(L2_cache_size=50 << 20)
-    for name, value in {
-        "Event": FakeEvent,
-        "CUDAGraph": Graph,
-        "graph": graph,
-        "synchronize": lambda: None,
-        "current_stream": lambda: None,
-        "current_device": lambda: 0,
-        "get_device_properties": lambda _: properties,
-        "reset_peak_memory_stats": lambda: None,
-        "memory_allocated": lambda: 1000,
-        "max_memory_allocated": lambda: 4000,
-        "empty_cache": lambda: None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(
-        clock, "torch", SimpleNamespace(cuda=torch.cuda, int8=torch.int8, empty=lambda *_, **__: Flush())
-    )
-    return log
-
-
-def test_a_gpu_is_timed_between_flushes_by_graph_replays(fake_gpu: list[str], tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "run.json")
-    bench.device = "cuda"
-    steps = [lambda: fake_gpu.append("first"), lambda: fake_gpu.append("second")]
-    row = bench.steps("op", {}, {OURS: lambda: Ready(list(steps), graph=True)}, Work())
-    assert row.timings[OURS] == Timing(1e-3, 1e-3, 1e-3, clock.ROUNDS[0], "graph", peak_bytes=3000)
-    captured = fake_gpu.index("capture")
-    assert fake_gpu[:captured] == ["first", *["first", "second"] * 2]
-    assert fake_gpu[captured + 1 :] == [
-        "first",
-        "second",
-        *["replay"] * clock.LEFT_BEHIND,
-        *["flush", "replay"] * clock.ROUNDS[0],
-    ]
-
-
-def test_a_gpu_is_timed_by_events_where_nothing_can_be_captured(fake_gpu: list[str], tmp_path: Path) -> None:
-    bench = make_bench(tmp_path / "run.json")
-    bench.device = "cuda"
-
-    def step() -> None:
-        FakeEvent.now += 3.0
-
-    row = bench.steps("op", {}, {OURS: lambda: Ready([step])}, Work())
-    assert row.timings[OURS].how == "events"
-    assert row.timings[OURS].median == pytest.approx(3e-3)
-    assert "replay" not in fake_gpu
-
-
-def test_inputs_go_round_beyond_the_cache(fake_gpu: list[str]) -> None:
-    assert clock.sets_of_inputs(10 << 20) == 8  # at most
-    assert clock.sets_of_inputs(60 << 20) == 3
-    assert clock.sets_of_inputs(1 << 30) == 1

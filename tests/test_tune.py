@@ -1,4 +1,4 @@
-"""bench/tune.py: what is tried, what is timed, what is proposed, and that it survives what it tries."""
+"""`make tune`: what is tried, what is timed, what is proposed, and that it survives what it tries."""
 
 import os
 import re
@@ -15,7 +15,8 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
-from bench import clock, tune
+from bench import answers, clock, tune
+from bench.attempts import STOPPED
 from bench.record import Recorder, Row, Run, Timing
 from bench.tune import Candidate, Question
 from fastbert.kernels import _launch, _norm, _product, layer_norm
@@ -34,7 +35,7 @@ def recorder(tmp_path: Path) -> Recorder:
 
 def ask(question: Question, recorder: Recorder, device: str = "cpu") -> Row:
     """The row, as it was written."""
-    tune.ask(question, recorder, device=device, budget=NO_LIMIT)
+    answers.ask(question, recorder, device=device, budget=NO_LIMIT)
     (row,) = Run.read(recorder.path).rows
     return row
 
@@ -96,7 +97,7 @@ def test_pasted_lines_say_what_was_tried(question: Question) -> None:
     for name, candidate in list(question.candidates.items())[1:]:
         times = {question.current: Timing(2.0, 1.9, 2.1, 9, "clock"), name: Timing(1.0, 0.9, 1.1, 9, "clock")}
         run.rows = [Row("tune", question.case, question.work, times)]
-        (pasted,) = re.findall(r"```python\n(.*?)```", tune.page([question], run), re.DOTALL)
+        (pasted,) = re.findall(r"```python\n(.*?)```", answers.page([question], run), re.DOTALL)
         assert f"# {run.name}, {run.date}" in pasted
         assert "100.0%" in pasted
         take = candidate.replacement
@@ -156,7 +157,7 @@ def test_only_what_is_faster_beyond_the_spread_wins(
     others: dict[str, Timing], failed: list[str], expected: str | None
 ) -> None:
     row = Row("tune", {}, timings={"current": timing(9, 10, 11), **others}, failures=dict.fromkeys(failed, "why"))
-    assert tune.winner(row, "current") == expected
+    assert answers.winner(row, "current") == expected
 
 
 @interpreted
@@ -173,8 +174,8 @@ def test_the_current_candidate_when_wrong_is_not_timed_either(recorder: Recorder
     question.candidates["current"] = Candidate(lambda N: (N // 3 * 2, 0), "")
     row = ask(question, recorder)
     assert set(row.timings) == {"right"}
-    assert tune.winner(row, "current") == "right"
-    assert "failed" in tune.page([question], recorder.run).splitlines()[-3]
+    assert answers.winner(row, "current") == "right"
+    assert "failed" in answers.page([question], recorder.run).splitlines()[-3]
 
 
 @interpreted
@@ -196,9 +197,9 @@ def test_a_candidate_that_ended_its_process_is_not_tried_again(recorder: Recorde
         ask(question, recorder)
     assert layer_norm.parts is _norm.parts
     (row,) = Run.read(recorder.path).rows
-    assert (set(row.timings), row.failures) == ({"current"}, {"deadly": tune.STOPPED})
+    assert (set(row.timings), row.failures) == ({"current"}, {"deadly": STOPPED})
     row = ask(question, Recorder(Run.read(recorder.path), recorder.path))
-    assert (set(row.timings), row.failures) == ({"current", "right"}, {"deadly": tune.STOPPED})
+    assert (set(row.timings), row.failures) == ({"current", "right"}, {"deadly": STOPPED})
     answered = replace(question, ready=raises(AssertionError("asked again")))
     assert ask(answered, Recorder(Run.read(recorder.path), recorder.path)) == row
 
@@ -230,19 +231,19 @@ def test_a_gpu_replays_graphs_in_turn_and_a_broken_one_ends_the_process(
 
     monkeypatch.setattr(clock, "CudaClock", Clock)
     monkeypatch.setattr(clock, "captured", captured)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(clock, "check", lambda: None)
     question = norm(right=lambda N: (64, 0))
-    with mock.patch.object(tune, "_timed", wraps=tune._timed) as timed:
+    with mock.patch.object(answers, "_timed", wraps=answers._timed) as timed:
         row = ask(question, recorder, "cuda")
     assert [list(call.args[0]) for call in timed.call_args_list] == [["current"], ["right"], ["current", "right"]]
     assert row.timings["right"].how == "graph"
     assert log == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 3
 
-    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    monkeypatch.setattr(clock, "check", broken)
     other = replace(norm(bad=raises(RuntimeError("an illegal memory access"))), case={"dtype": "bfloat16"})
     del other.candidates["current"]
     with pytest.raises(RuntimeError, match="illegal memory access was encountered"):
-        tune.ask(other, recorder, device="cuda", budget=NO_LIMIT)
+        answers.ask(other, recorder, device="cuda", budget=NO_LIMIT)
     assert Run.read(recorder.path).rows[1].failures == {"bad": "RuntimeError: an illegal memory access"}
 
 
@@ -262,11 +263,11 @@ def test_work_keeps_to_its_time(
     lefts: list[float], tried: list[int], complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [SMALLEST["layer_norm forward"], SMALLEST["embedding forward"]]
-    monkeypatch.setattr(tune, "questions", lambda device, smallest: asked)
+    monkeypatch.setattr(answers, "questions", lambda device, smallest: asked)
     monkeypatch.setattr(clock, "Budget", lambda *_: SimpleNamespace(left=lambda: lefts.pop(0)))
     figures = tmp_path / "tune.json"
     Run.here("cpu").write(figures)
-    tune.work(device="cpu", figures=figures, until=0.0, smallest=True)
+    answers.work(device="cpu", figures=figures, until=0.0, smallest=True)
     run = Run.read(figures)
     assert not lefts
     assert run.complete == complete
@@ -274,12 +275,15 @@ def test_work_keeps_to_its_time(
     assert [len(row.timings) for row in run.rows] == tried
     if complete:
         *_, first, second, _fence = (tmp_path / "tune.md").read_text().splitlines()
-        assert first.split()[:8] == ["layer_norm", "forward", "48", "0.0", "bfloat16", "3", "8", "rows"]
+        assert first.split()[:8] == ["layer_norm", "forward", "48", "0.1", "bfloat16", "3", "8", "rows"]
         assert second.split()[:8] == ["embedding", "forward", "48", "0.1", "bfloat16", "3", "8", "rows"]
 
 
-def run_main(tmp_path: Path, budget: float = 60) -> int:
-    return tune.main(device="cpu", results=tmp_path / "new" / "folder", budget=budget, smallest=True)
+def run_main(tmp_path: Path, budget: float = 60, ahead_failed: bool = False) -> int:
+    ahead = mock.MagicMock()
+    ahead.__enter__.return_value = SimpleNamespace(said=lambda: "3 kernels compiled ahead", failed=ahead_failed)
+    with mock.patch.object(answers, "Ahead", return_value=ahead):
+        return answers.main(device="cpu", results=tmp_path / "new" / "folder", budget=budget, smallest=True)
 
 
 def test_without_time_there_is_a_whole_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,10 +297,10 @@ def test_without_time_there_is_a_whole_file(tmp_path: Path, capsys: pytest.Captu
     ("failures", "ends", "expected", "calls"),
     [
         ([{}], [0], 0, 1),
-        ([{"large": tune.NO_FIT}], [0], 0, 1),
+        ([{"large": answers.NO_FIT}], [0], 0, 1),
         ([{"a": "wrong: off by 1"}], [0], 1, 1),
-        ([{"a": tune.STOPPED}, {"a": tune.STOPPED, "b": tune.NO_FIT}], [None, 0], 1, 2),  # it hung: the next goes on
-        ([{"a": tune.STOPPED}, {"a": tune.STOPPED}], [-11, -11], 1, 2),  # it dies again, at nothing new
+        ([{"a": STOPPED}, {"a": STOPPED, "b": answers.NO_FIT}], [None, 0], 1, 2),  # it hung: the next goes on
+        ([{"a": STOPPED}, {"a": STOPPED}], [-11, -11], 1, 2),  # it dies again, at nothing new
     ],
 )
 def test_processes_follow_each_other_as_long_as_they_find_something(
@@ -318,10 +322,24 @@ def test_processes_follow_each_other_as_long_as_they_find_something(
         done.append(ends[len(done)])
         return done[-1]
 
-    monkeypatch.setattr(tune, "_work", _work)
+    monkeypatch.setattr(answers, "_work", _work)
     assert run_main(tmp_path) == expected
     assert len(done) == calls
-    assert capsys.readouterr().out.splitlines()[-3] == "the table"
+    assert capsys.readouterr().out.splitlines()[-4:-1] == ["the table", "", "3 kernels compiled ahead"]
+
+
+def test_a_rehearsal_in_which_nothing_can_be_compiled_ahead_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _work(device: str, figures: Path, seconds: float, smallest: bool) -> int:
+        run = Run.read(figures)
+        run.rows = [Row("tune", {"what": "x"}, timings={"current": timing(1, 2, 3)})]
+        run.write(figures)
+        return 0
+
+    monkeypatch.setattr(answers, "_work", _work)
+    assert run_main(tmp_path) == 0
+    assert run_main(tmp_path, ahead_failed=True) == 1
 
 
 Started = list[tuple[subprocess.Popen[bytes], dict[str, str]]]
@@ -343,8 +361,8 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
 
 
 def test_a_process_without_news_is_stopped(started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "STUCK_SECONDS", 0.3)
-    assert tune._work("cuda", tmp_path / "tune.json", 60.0, True) is None
+    monkeypatch.setattr(answers, "STUCK_SECONDS", 0.3)
+    assert answers._work("cuda", tmp_path / "tune.json", 60.0, True) is None
     ((process, environment),) = started
     assert process.returncode == -9
     assert "TRITON_INTERPRET" not in environment
@@ -353,6 +371,6 @@ def test_a_process_without_news_is_stopped(started: Started, tmp_path: Path, mon
 def test_a_process_ends_by_itself_before_it_is_stopped(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "STOP_SECONDS", 100.0)
-    assert tune._work("cpu", tmp_path / "tune.json", 99.0, True) == 0
+    monkeypatch.setattr(answers, "STOP_SECONDS", 100.0)
+    assert answers._work("cpu", tmp_path / "tune.json", 99.0, True) == 0
     assert started[0][1]["TRITON_INTERPRET"] == "1"
