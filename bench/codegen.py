@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+from rich.console import Console
+from rich.progress import track
 
 from bench import sass
 from bench.launch_cases import all_cases
@@ -181,7 +183,7 @@ def markdown(reports: list[Report]) -> str:
 def reports(found: list[Launch]) -> list[Report]:
     """In as many processes as there are processors."""
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(report, found, chunksize=4))
+        return list(track(pool.map(report, found, chunksize=4), "compiling", len(found), console=Console(stderr=True)))
 
 
 def main() -> int:

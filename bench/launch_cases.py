@@ -15,6 +15,7 @@ from bench.launches import DTYPES, Case
 from fastbert import _library, functional  # noqa: F401  functional registers every operator
 from fastbert.kernels import _attention_tiles, _launch, _product
 from fastbert.kernels import embedding as embedding_module
+from fastbert.kernels import layer_norm as layer_norm_module
 
 
 def attention(dtype: str, head_dim: int, seqlens: list[int], dropout_p: float, causal: bool = False) -> Case:
@@ -204,13 +205,13 @@ def _tiles_of(pass_: str, head_dim: int) -> list[Callable[..., _launch.Blocks]]:
 
 def tuned_cases() -> Iterator[Case]:
     """What `make tune` tries beside what is chosen now; its products are among `product_cases`."""
-    for (pass_, head_dim), dropout_p in itertools.product(tune.PASSES, (0.0, 0.1)):
+    for (pass_, head_dim), dropout_p in itertools.product(tune.TILED, (0.0, 0.1)):
         longest = 64 if pass_ == "one_block" else 512
         case = attention("bf16", head_dim, [longest] * 3, dropout_p)
         yield tuned(case, _attention_tiles, "blocks", partial(_tiles_of, pass_, head_dim))
     for module, attribute, N in tune.PAIRED:
         same = torch.bfloat16
-        case = embedding("bf16", N, 0.1) if module is embedding_module else layer_norm("bf16", N, 0.1, same, same)
+        case = layer_norm("bf16", N, 0.1, same, same) if module is layer_norm_module else embedding("bf16", N, 0.1)
         yield tuned(case, module, attribute, partial(tune.pairs, module, attribute, N))
     for chunk in tune.CHUNKS:
         yield tuned(embedding("bf16", 768, 0.1), embedding_module, "CHUNK", partial(list, (chunk,)))

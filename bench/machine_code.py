@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -84,13 +85,15 @@ def machine_code(launch: Launch) -> MachineCode:
 
 def key_of(launch: Launch) -> str:
     """A hash of all that decides what a launch compiles to; not of where in a file a kernel stands."""
-    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     options = {name: value for name, value in launch.options.items() if name != "extern_libs"}  # paths
-    made_by = triton.__version__, triton.knobs.nvidia.ptxas.version, triton.knobs.nvidia.ptxas_blackwell.version
-    taken_apart_by = map(_text_of, (__file__, sass.__file__))
     asked = launch.chip, launch.signature, launch.constants, launch.attributes, options
-    parts = _source(kernel, set()), *asked, *made_by, *taken_apart_by
+    parts = _source_of(launch.module, launch.kernel), *asked, *_tools()
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _source_of(module: str, kernel: str) -> str:
+    return _source(getattr(importlib.import_module(module), kernel), set())
 
 
 def _source(function: JITCallable, seen: set[str]) -> str:
@@ -106,8 +109,12 @@ def _source(function: JITCallable, seen: set[str]) -> str:
     return text
 
 
-def _text_of(path: str) -> str:
-    return Path(path).read_text()
+@functools.cache
+def _tools() -> tuple[str, ...]:
+    """What compiles, and what takes apart."""
+    nvidia = triton.knobs.nvidia
+    own = (Path(path).read_text() for path in (__file__, sass.__file__))
+    return triton.__version__, nvidia.ptxas.version, nvidia.ptxas_blackwell.version, *own
 
 
 def digest(found: list[Launch]) -> str:

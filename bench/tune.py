@@ -62,6 +62,7 @@ def attention_tiles(chip: _launch.Chip, pass_: str, head_dim: int) -> list[Block
     return [Blocks(*map(int, re.findall(r"\d+", name))) for name in names.split(",") if name]
 
 
+TILED = sorted({asked for tiles in _TILES.values() for asked in tiles})
 # By what is looked up and features: rows of a program, or programs on a multiprocessor; and warps of a program
 _PAIRS: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {
     ("rows_and_warps", 768): ((1, 1), (4, 1), (4, 2), (2, 2), (8, 4)),
@@ -71,12 +72,18 @@ _PAIRS: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {
     ("_programs_and_warps", 768): ((6, 2), (8, 1), (5, 4)),
     ("_programs_and_warps", 1024): ((4, 4), (4, 8)),
 }
-_CHUNKS = 64, 16, 128
+PAIRED = [
+    (module, attribute, N)
+    for attribute, N in _PAIRS
+    for module in (layer_norm, embedding)
+    if hasattr(module, attribute) and (module is layer_norm or attribute != "programs_and_warps")
+]
+CHUNKS = 64, 16, 128
 _FORMS = ("none", True), ("none", False)  # GELU and whether its input is kept: training, inference
 _PLAIN_PRODUCTS = (1024, 3072), (768, 2304), (4096, 1024), (3072, 768), (1024, 1024), (768, 768)  # K and N
-# Tiles of products, likewise: through TMA, and with pointers, by compute capability
-_PRODUCT_TILES: dict[tuple[int, int], tuple[Tiles, ...]] = {
-    (9, 0): (
+# Tiles of products, likewise: through TMA, and with pointers
+_PRODUCT_TILES: dict[str, tuple[Tiles, ...]] = {
+    "TMA": (
         Tiles(128, 128, 64, 4, 3, programs=2, PARTS=2),
         Tiles(128, 256, 64, 8, 4, PARTS=2),
         Tiles(128, 256, 64, 8, 3, PARTS=2),
@@ -85,7 +92,7 @@ _PRODUCT_TILES: dict[tuple[int, int], tuple[Tiles, ...]] = {
         Tiles(256, 128, 64, 8, 3, PARTS=2),
         Tiles(128, 64, 64, 4, 4, programs=2),
     ),
-    (8, 0): (
+    "pointers": (
         Tiles(128, 128, 64, 8, 3),
         Tiles(128, 128, 32, 8, 4),
         Tiles(128, 64, 32, 4, 4),
@@ -94,9 +101,8 @@ _PRODUCT_TILES: dict[tuple[int, int], tuple[Tiles, ...]] = {
 
 
 def product_tiles(chip: _launch.Chip) -> tuple[Tiles, ...]:
-    """What is tried on a chip: those of the newest one that is no newer."""
-    known = [capability for capability in _PRODUCT_TILES if capability <= chip.capability]
-    return _PRODUCT_TILES[max(known)] if known else ()
+    """What is tried on a chip."""
+    return _PRODUCT_TILES["pointers" if chip.tensor_cores == "mma" else "TMA"]
 
 
 class Candidate(NamedTuple):
@@ -258,7 +264,7 @@ def _embedding(device: str, small: bool, what: str, hidden: int) -> Question:
         return _ready(embedding.embedding_bwd, reference.embedding_backward, backward)
 
     if what == "chunk":
-        candidates = {f"{n} tokens": Candidate(n, f"CHUNK = {n}") for n in (embedding.CHUNK, *_CHUNKS)}
+        candidates = {f"{n} tokens": Candidate(n, f"CHUNK = {n}") for n in (embedding.CHUNK, *CHUNKS)}
     else:
         candidates = _pairs(embedding, attribute, N, _PAIRS[attribute, hidden], device)
     rows = 2 * T if what == "forward" else 2 * T + vocabulary
@@ -329,6 +335,11 @@ def _pairs(
         current = most // chip.processors, warps
     unit = "rows" if by_rows else "programs"
     return {f"{pair[0]} {unit} w{pair[1]}": candidate(pair) for pair in (current, *others)}
+
+
+def pairs(module: ModuleType, attribute: str, N: int) -> list[Any]:
+    """What is tried in the place of a module's answer for N features, on the chip that `_launch.chip` knows."""
+    return [it.replacement for it in _pairs(module, attribute, N, _PAIRS[attribute, N], "cpu").values()]
 
 
 def _name(blocks: Blocks) -> str:
