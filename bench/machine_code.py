@@ -74,13 +74,18 @@ def machine_code(launch: Launch) -> MachineCode:
         bool(loop),
         half,
         scalar if len(re.findall(r"tt\.dot ", ttir)) == half else 0,
-        tuple(re.findall(r"\(C75\d\d\).*", log.getvalue())),
+        warnings_of(log.getvalue()),
     )
     KEPT.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(asdict(found)))
     os.replace(draft, path)
     return found
+
+
+def warnings_of(log: str) -> tuple[str, ...]:
+    """What ptxas says of tensor cores that it holds back."""
+    return tuple(re.findall(r"\(C75\d\d\).*", log))
 
 
 def key_of(launch: Launch) -> str:
