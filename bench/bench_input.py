@@ -10,9 +10,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from torch import Tensor
+
+pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
 
 from bench.harness import Bench, Ready
 from bench.record import OURS, Work

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+
+pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
 
 import fastbert
 from bench.harness import Bench, Ready

@@ -26,14 +26,13 @@ go through shared memory to become operands of dv and dk.
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastbert import _library, reference
 from fastbert.kernels import _cpu, _launch
 from fastbert.kernels._device import LN_2, LOG2_E, dot, dot_add, keep_scores
+from fastbert.kernels._triton import tl, triton
 
 
 @triton.jit

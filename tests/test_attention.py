@@ -6,14 +6,13 @@ from itertools import accumulate, pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels import _launch
 from fastbert.kernels import attention as kernel
 from fastbert.kernels.attention import attention_bwd, attention_fwd
+from tests.optional import given, settings, st
 from tests.oracle import assert_operator_accurate, to_float64
 
 pytestmark = pytest.mark.kernel

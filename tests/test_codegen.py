@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("triton")
+
 from triton.runtime.jit import JITFunction
 
 from bench import codegen
