@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUDGET_S ?= 540
 
-.PHONY: help install demo pretrain-demo test lint types conformance bench roof report gpu tune commit-file gpu-rehearsal codegen faults sanitize clean
+.PHONY: help install demo pretrain-demo test bare lint types conformance bench roof report gpu tune commit-file gpu-rehearsal codegen faults sanitize clean
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -28,6 +28,9 @@ pretrain-demo: install  ## a tiny BERT learns from the fables that come with fas
 test: install  ## all tests; then the kernels' again, on the kernels, interpreted
 	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernel tests
+
+bare: install  ## the quick tests on machines that lack Triton, the C++ extension, accelerate and more, rehearsed
+	$(BIN)/python -m tests.bare
 
 lint: install  ## format and lint
 	$(BIN)/ruff format --check .

@@ -15,6 +15,8 @@ import torch
 import transformers
 from torch import Tensor
 
+pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
+
 from bench.harness import Bench, Ready
 from bench.record import OURS, Work
 from fastbert.data.pretraining import Batch, Phase, PretrainingBatches, Sampling

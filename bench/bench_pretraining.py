@@ -10,6 +10,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
+
 import fastbert
 from bench.harness import Bench, Ready
 from bench.record import OURS, Work

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels._gelu import gelu_and_slope
+from fastbert.kernels._triton import tl, triton
 
 OUTPUT = Path(__file__).parent / "results/gelu.md"
 DTYPES = "bfloat16", "float16", "float32"

@@ -1,5 +1,6 @@
 """The `fastbert::` operator namespace. PyTorch's dispatcher is our only backend registry."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +9,13 @@ import torch
 from torch._ops import OpOverload
 from torch.utils.flop_counter import register_flop_formula
 
+from fastbert import reference
+
 _LIB = torch.library.Library("fastbert", "FRAGMENT")
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # made for Linux only
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if _INTERPRETED and not HAS_TRITON:
+    raise ModuleNotFoundError("TRITON_INTERPRET=1 needs Triton, which is not installed", name="triton")
 _SIDES: dict[str, dict[str, Callable[..., Any]]] = {}
 
 
@@ -28,11 +34,13 @@ def define(
     `cuda` launches Triton, `cpu` is the reference or PyTorch's own fused CPU kernel, `fake` computes only shapes
     and dtypes, `setup_context` and `backward` are its autograd formula. An operator without a formula raises when
     gradients are asked for (that is what a second derivative meets). `flops` counts for torch.utils.flop_counter,
-    given the operator's arguments.
+    given the operator's arguments. Where Triton is not installed, the reference serves CUDA tensors.
     Under TRITON_INTERPRET=1 the Triton launcher also serves CPU tensors, so the very same
     tests exercise the kernels on a machine without a GPU.
     """
     name = schema.partition("(")[0]
+    if not HAS_TRITON:
+        cuda = getattr(reference, name.replace("_bwd", "_backward").removesuffix("_fwd"))
     _SIDES[name] = {"cuda": cuda, "cpu": cuda if _INTERPRETED else cpu}
     _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIB.impl(name, _on_its_device(cuda), "CUDA")

@@ -81,17 +81,14 @@ def info() -> None:
     """Versions, the GPU, and what runs each operator."""
     import torch
 
-    import fastbert.functional  # noqa: F401  it registers the operators
+    import fastbert.functional
     from fastbert import _library
 
     console = Console()
     about = Table.grid(padding=(0, 2))
-    for package in ("fastbert-kernels", "torch", "triton", "transformers"):
-        try:
-            version = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            version = "not installed"
-        about.add_row(package.removesuffix("-kernels"), version)
+    about.add_row("fastbert", fastbert.__version__)
+    for package in ("torch", "triton", "transformers"):
+        about.add_row(package, _version(package))
     about.add_row("python", platform.python_version())
     about.add_row("GPU", _gpu() or "none")
     about.add_row(
@@ -105,6 +102,8 @@ def info() -> None:
     console.print(table)
     if not torch.cuda.is_available():
         console.print("There is no GPU here, so everything runs on the CPU.")
+    elif not _library.HAS_TRITON:
+        console.print("Without Triton, plain PyTorch runs on the GPU.")
 
 
 @app.command()
@@ -412,6 +411,15 @@ def _device(name: str | None) -> "torch.device":
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise InputError(f"--device {name}: PyTorch sees {gpus or 'no'} GPU{'s' if gpus > 1 else ''} here")
     return device
+
+
+def _version(package: str) -> str:
+    if package == "triton" and not importlib.util.find_spec(package):
+        return "not installed"
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _gpu(device: "torch.device | str | None" = None) -> str | None:

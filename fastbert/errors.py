@@ -1,5 +1,14 @@
 """What the user can mend."""
 
+import importlib.util
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used: a checkpoint, a file, a text. The message is one line."""
+
+
+def require(*packages: str, to: str) -> None:
+    """Raises: InputError, if one of these, which the extra `pretrain` brings, is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"to {to}, install {' and '.join(missing)}: pip install 'fastbert-kernels[pretrain]'")

@@ -18,8 +18,6 @@ With the scale 1 / P(keep) of dropout taken out of dp, and put into delta and th
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastbert import reference
@@ -32,6 +30,7 @@ from fastbert.kernels._device import (
     keep_scores_transposed,
 )
 from fastbert.kernels._packed import grid_of, head_rows, poison, tile_of
+from fastbert.kernels._triton import tl, triton
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """Which tiles attention's kernels take: by pass, head size, dtype, the longest sequence and the chip."""
 
 import torch
-import triton
 
 from fastbert.kernels import _launch
+from fastbert.kernels._triton import triton
 
 
 def blocks(pass_: str, HEAD_DIM: int, dtype: torch.dtype, max_seqlen: int, chip: _launch.Chip) -> _launch.Blocks:

@@ -2,8 +2,7 @@
 
 import os
 
-import triton
-import triton.language as tl
+from fastbert.kernels._triton import tl, triton
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2_E = tl.constexpr(1.4426950408889634)

@@ -15,8 +15,7 @@ The tanh form is x sigmoid(2 v), v = sqrt(2 / pi) (x + 0.044715 x^3), and has si
 Hendrycks, Gimpel 2016, https://arxiv.org/abs/1606.08415. Errors: `python -m bench gelu`, bench/results/gelu.md.
 """
 
-import triton
-import triton.language as tl
+from fastbert.kernels._triton import tl, triton
 
 NEG_HALF_LOG2_E = tl.constexpr(-0.7213475204444817)  # exp(-x^2 / 2) = 2^(x^2 * this)
 INV_SQRT_2PI = tl.constexpr(0.3989422804014327)

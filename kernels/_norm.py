@@ -4,11 +4,10 @@ A row of N features is cut into two parts of a power of two each, 768 = 512 + 25
 power of two there is no second part. A part is [ROWS, COLS] of float32, zero beyond N.
 """
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels import _launch
+from fastbert.kernels._triton import tl, triton
 
 
 def parts(N: int) -> tuple[int, int]:

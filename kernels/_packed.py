@@ -6,9 +6,9 @@ a sequence that is longer than max_seqlen, and rows of none, become NaN in every
 never written, and the mistake shows in the first loss.
 """
 
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from fastbert.kernels._triton import tl, triton
 
 
 def grid_of(cu_seqlens: Tensor, T: int, H: int, max_seqlen: int, BLOCK: int) -> tuple[tuple[int], int, int, bool]:

@@ -14,14 +14,13 @@ GELU; with 128 x 128 it holds two, of which one can multiply meanwhile. Which wi
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastbert import _library
 from fastbert.kernels import _launch
 from fastbert.kernels._device import dot_add
 from fastbert.kernels._gelu import gelu
+from fastbert.kernels._triton import TensorDescriptor, tl, triton
 
 
 class Tiles(NamedTuple):
@@ -77,7 +76,7 @@ def size_class(rows: int) -> int:
 
 def tiles_for(x: Tensor, weight: Tensor, activation: str | None) -> Tiles | None:
     """What TILES has for this product, or None: cuBLAS."""
-    if not TILES:
+    if not TILES or not _library.HAS_TRITON:
         return None
     (M, K), N = x.shape, weight.shape[0]
     return TILES.get(Product(_launch.chip(x.device).capability, x.dtype, activation, N, K, size_class(M)))
@@ -89,6 +88,8 @@ def why(device: torch.device, dtype: torch.dtype, activation: str | None, N: int
         return "PyTorch, not on a GPU"
     if dtype == torch.float64:
         return "PyTorch, in float64"
+    if not _library.HAS_TRITON:
+        return "cuBLAS: Triton is not installed"
     cublas = "cuBLAS" if activation is None else "cuBLAS, then a kernel for the GELU"
     capability = _launch.chip(device).capability
     entries = {it.rows: tiles for it, tiles in TILES.items() if it[:5] == (capability, dtype, activation, N, K)}

@@ -26,8 +26,6 @@ go through shared memory to become operands of dv and dk.
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -35,6 +33,7 @@ from fastbert import _library, reference
 from fastbert.kernels import _attention_bwd, _attention_tiles, _cpu, _launch
 from fastbert.kernels._device import LN_2, LOG2_E, dot, dot_add, keep_scores
 from fastbert.kernels._packed import grid_of, head_rows, poison, tile_of
+from fastbert.kernels._triton import tl, triton
 
 
 @triton.jit(do_not_specialize=["T", "B", "H", "blocks_per_seq", "max_seqlen", "stream"])

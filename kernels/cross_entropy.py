@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastbert import _library, reference
 from fastbert.kernels import _cpu, _launch
 from fastbert.kernels._device import LN_2, LOG2_E
+from fastbert.kernels._triton import tl, triton
 
 LOGITS = 1 << 29  # of a chunk: 1 GiB at 16 bits
 BLOCK_N = 4096

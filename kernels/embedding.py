@@ -18,8 +18,6 @@ not one. No atomics, and nothing waits for the GPU. dh is fp32: 16 bits would ro
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastbert import _library, reference
@@ -38,6 +36,7 @@ from fastbert.kernels._norm import (
     sum_partials,
     x_hat_of,
 )
+from fastbert.kernels._triton import tl, triton
 
 CHUNK = 32  # sorted tokens that one program sums
 

@@ -22,14 +22,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastbert import _library, reference
 from fastbert.kernels import _cpu, _launch, _product
 from fastbert.kernels._gelu import gelu, gelu_and_slope
 from fastbert.kernels._norm import sum_partials
+from fastbert.kernels._triton import tl, triton
 
 
 @triton.jit

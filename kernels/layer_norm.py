@@ -21,8 +21,6 @@ more, but take 142 registers instead of 76.
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastbert import _library, reference
@@ -41,6 +39,7 @@ from fastbert.kernels._norm import (
     sum_partials,
     x_hat_of,
 )
+from fastbert.kernels._triton import tl, triton
 
 
 @triton.jit

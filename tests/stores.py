@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastbert.data.prepare import Prepared, prepare
 from fastbert.data.readers import Reader
 from fastbert.data.vocabulary import load_tokenizer
@@ -26,7 +28,8 @@ def write_vocabulary(path: Path, words: list[str] | None = None) -> Path:
 
 
 def make_store(files: list[Path], output: Path, vocabulary: Path, **options: Any) -> Prepared:
-    """`prepare` with parts of some documents each."""
+    """`prepare` with parts of some documents each; or skip."""
+    pytest.importorskip("sentencex")
     options = {"reader": Reader(), "part_characters": 4000} | options
     prepared = prepare(files, output, lambda: load_tokenizer(str(vocabulary)), asked={}, **options)
     assert prepared is not None

@@ -6,13 +6,12 @@ from itertools import accumulate, pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels import _attention_tiles, _launch
 from fastbert.kernels.attention import attention_bwd, attention_fwd
+from tests.optional import given, settings, st
 from tests.oracle import assert_operator_accurate, to_float64
 
 pytestmark = pytest.mark.kernel

@@ -11,6 +11,11 @@ import pytest
 import torch
 import transformers
 
+pytest.importorskip("accelerate")
+pytest.importorskip("sentencex")
+pytest.importorskip("tensorboard")
+pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
+
 from fastbert.errors import InputError
 from fastbert.training import checkpoints
 from fastbert.training.trainer import PretrainingTrainer

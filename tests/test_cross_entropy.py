@@ -5,13 +5,12 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels import _cpu, cross_entropy
 from fastbert.kernels.cross_entropy import linear_cross_entropy_fwd, rescale
+from tests.optional import given, settings, st
 from tests.oracle import assert_accurate, to_float64
 
 pytestmark = pytest.mark.kernel

@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels import embedding as kernels
 from fastbert.kernels.embedding import embedding_bwd, embedding_fwd
+from tests.optional import given, settings, st
 from tests.oracle import assert_operator_accurate, far_rows
 
 pytestmark = pytest.mark.kernel

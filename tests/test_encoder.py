@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fastbert
 from fastbert import _library, reference
 from tests.models import assert_gradients_close, minilm, tiny_config
+from tests.optional import needs
 
 SEED = -987654321
 
@@ -104,6 +105,7 @@ def test_a_training_step_compiles_without_graph_breaks(seqlens: list[int], devic
     assert_gradients_close(other, model, 1e-6)
 
 
+@needs("triton")
 def test_every_operator_of_the_encoder_has_kernels() -> None:
     served = _library.backends("cuda")
     for name in (
@@ -117,6 +119,7 @@ def test_every_operator_of_the_encoder_has_kernels() -> None:
         assert served[name] == "Triton"
 
 
+@needs("triton")
 def test_a_real_checkpoint_gives_the_same_embeddings_through_the_kernels(tmp_path: Path) -> None:
     """`fastbert embed`, once on the CPU's own kernels and once, interpreted, on Triton's."""
     texts = tmp_path / "texts.txt"

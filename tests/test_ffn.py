@@ -5,8 +5,6 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.gelu import DTYPES as GELU_DTYPES
@@ -14,6 +12,7 @@ from bench.gelu import FORMS, errors
 from fastbert import functional, reference
 from fastbert.kernels import _cpu, _launch
 from fastbert.kernels.ffn import feed_forward_fwd, gelu_bwd, linear_gelu_fwd
+from tests.optional import given, settings, st
 from tests.oracle import assert_operator_accurate, far_rows
 
 pytestmark = pytest.mark.kernel

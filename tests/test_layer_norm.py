@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
 from fastbert.kernels import _cpu
 from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+from tests.optional import given, settings, st
 from tests.oracle import assert_accurate, assert_operator_accurate, far_rows, to_float64
 
 EPS = 1e-12  # BERT's own

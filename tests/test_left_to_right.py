@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,6 +15,7 @@ from transformers import BertConfig
 import fastbert
 from fastbert.families import bert
 from tests.models import BATCH, LENGTH, MASKS, assert_gradients_close, batch, mask_named, no_dropout, pair, tiny_config
+from tests.optional import given, settings, st
 
 LENGTHS = (4, 1, 17, 3, 9)
 MASK_4D = torch.ones(BATCH, 1, LENGTH, LENGTH).tril().bool()

@@ -5,8 +5,6 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import functional, reference
@@ -14,6 +12,7 @@ from fastbert.kernels import _launch, _product
 from fastbert.kernels._product import Product, Tiles
 from fastbert.kernels.ffn import feed_forward_fwd, linear_gelu_fwd
 from fastbert.kernels.linear import linear_fwd
+from tests.optional import given, needs, settings, st
 from tests.oracle import assert_operator_accurate, far_rows
 
 pytestmark = pytest.mark.kernel
@@ -165,6 +164,7 @@ def test_any_size(M: int, K: int, N: int, dtype: torch.dtype, capability: tuple[
         assert_operator_accurate(linear_fwd, reference.linear, arguments)
 
 
+@needs("triton")
 def test_entries_are_for_a_size_class(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = {1: 1, 3: 1, 4: 4, 63: 16, 64: 64, 16383: 4096, 16384: 16384, 65535: 16384, 65536: 65536, 10**7: 65536}
     assert {rows: _product.size_class(rows) for rows in classes} == classes
@@ -178,6 +178,7 @@ def test_entries_are_for_a_size_class(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _product.tiles_for(x[:60], weight[:8], None) is None
 
 
+@needs("triton")
 def test_functional_takes_the_operator_only_where_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = _inputs(24, 8, 16, torch.float32)
     calls = []

@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fastbert import _C
 from fastbert.data.masking import Masker
 from fastbert.errors import InputError
+from tests.optional import given, settings, st
 
+_C = pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
 VOCABULARY = 1000
 SPECIAL = (0, 1, 2, 3, 4)  # [PAD] [UNK] [CLS] [SEP] [MASK]
 CLS, SEP, MASK = 2, 3, 4

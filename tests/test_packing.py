@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastbert import packing
 from fastbert.packing import Packing
+from tests.optional import given, needs, st
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
@@ -96,8 +95,9 @@ def test_bad_lengths(lengths: list[int], message: str, extension: bool, monkeypa
         Packing.from_lengths(lengths, 4)
 
 
+@needs("fastbert._C")
 class TestExtension:
-    _C = pytest.importorskip("fastbert._C", reason="the C++ extension is not built")
+    _C = packing._C
 
     @given(LENGTHS, st.integers(0, 3))
     def test_equals_numpy(self, lengths: list[int], spare: int) -> None:

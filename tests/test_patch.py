@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastbert
 from fastbert.kernels import _launch, _product
 from tests.models import HEADS, assert_gradients_close, batch, mask_named, minilm, no_dropout, pair, tiny_config
+from tests.optional import needs
 
 
 def _classes(model: nn.Module) -> list[type]:
@@ -144,6 +144,7 @@ def test_report_says_what_is_fused_and_why_not() -> None:
     assert "attention_fwd: " in str(report)
 
 
+@needs("triton")
 def test_report_says_which_way_each_product_takes_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = pair("BertForMaskedLM")
     products = fastbert.report(fastbert.patch(model)).products
@@ -170,6 +171,7 @@ def test_report_says_which_way_each_product_takes_and_why(monkeypatch: pytest.Mo
 class TestReplacedParts:
     def test_lora(self) -> None:
         """patch then get_peft_model, and get_peft_model then patch: equal to PEFT on transformers' own, and trains."""
+        peft = pytest.importorskip("peft")
         stock, _ = pair("BertForSequenceClassification")
         config = peft.LoraConfig(
             r=4,
@@ -241,9 +243,8 @@ class TestReplacedParts:
 
 
 def test_sentence_transformer() -> None:
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(minilm(), device="cpu")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = sentence_transformers.SentenceTransformer(minilm(), device="cpu")
     texts = ["A fox.", "The tortoise and the hare agreed on a race and a judge.", "", "Grapes are sour " * 20]
     expected = model.encode(texts)
     fastbert.patch(model)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencex
 from transformers import AutoTokenizer, BertTokenizer
 
 from fastbert import cli
@@ -30,6 +29,7 @@ from fastbert.data.readers import Reader
 from fastbert.data.store import Store, whole_part
 from fastbert.data.vocabulary import load_tokenizer
 from fastbert.errors import InputError
+from tests.optional import needs
 from tests.stores import FABLES, SPECIAL, content, fables, make_store, write_vocabulary
 
 VOCABULARIES = Path(__file__).parents[2] / "shared/data/vocab"
@@ -91,8 +91,11 @@ def _write(path: Path, text: str | bytes) -> Path:
     return path
 
 
+@needs("sentencex")
 class TestContent:
     def test_documents_sentences_and_tokens(self, vocabulary_file: Path, tmp_path: Path) -> None:
+        import sentencex
+
         prepared = make_store([FABLES], tmp_path / "corpus", vocabulary_file)
         tokenizer = BertTokenizer.from_pretrained(tmp_path / "corpus")
         expected = [
@@ -292,6 +295,7 @@ def _alive(process: int) -> bool:
         return False
 
 
+@needs("sentencex")
 class TestKilled:
     def test_a_rerun_completes_it(
         self, undisturbed: Path, texts: list[Path], vocabulary_file: Path, begun: Path
@@ -559,6 +563,7 @@ class TestTraining:
             train_vocabulary([FABLES], Reader(), 30_522, cased=False)
 
 
+@needs("sentencex")
 class TestMistakes:
     def test_another_plan(self, vocabulary_file: Path, tmp_path: Path) -> None:
         file = _write(tmp_path / "a.txt", "fox")
@@ -651,6 +656,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> I
     return run
 
 
+@needs("sentencex")
 class TestCommand:
     def test_what_it_says(self, run: Run, texts: list[Path], vocabulary_file: Path, tmp_path: Path) -> None:
         arguments = (*texts, "-o", tmp_path / "corpus", "--vocab", vocabulary_file)

@@ -16,6 +16,11 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+pytest.importorskip("accelerate")
+pytest.importorskip("sentencex")
+pytest.importorskip("tensorboard")
+pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
+
 import fastbert
 from fastbert import cli
 from fastbert.data.prepare import prepare, train_vocabulary
@@ -110,7 +115,7 @@ def _figures(run: Path) -> list[dict[str, float]]:
 
 def _process(when: str, run: Path, corpus: Path, config: str, *options: str, processes: int = 1) -> int:
     """`fastbert pretrain` with the fixture's recipe, as a process, or several under torchrun. Returns its status."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--max-restarts", "1", "-m"]
     command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "tests.pretraining_process", when]
     command += ["pretrain", "--config", config, "--data", str(corpus), "--output", str(run)]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencex
 
 from fastbert.data import readers, sentences
 from fastbert.data.readers import Problems, Reader, markdown_documents
 from fastbert.errors import InputError
+from tests.optional import needs
 from tests.stores import FABLES, fables
 
 Read = tuple[list[list[str]], list[int], dict[str, list[str]]]
@@ -275,6 +275,7 @@ def test_problems_are_all_counted_and_a_few_of_each_are_kept() -> None:
     assert str(problems) == "1,004 x often, 1 x other, 1 x rare"
 
 
+@needs("sentencex")
 class TestSentences:
     def test_english(self) -> None:
         text = ' Dr. Smith went to 3.5 places.  "Why?" he asked. Nobody knew... U.S. troops came! '
@@ -293,6 +294,8 @@ class TestSentences:
         assert list(sentences.split(text)) == []
 
     def test_long_paragraphs_go_through_in_windows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import sentencex
+
         text = " ".join(fable["text"] for fable in fables())
         whole = [segment.strip() for segment in sentencex.segment("en", text)]
         sizes: list[int] = []

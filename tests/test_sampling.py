@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fastbert import _C
 from fastbert.data.pretraining import Batch, Phase, PretrainingBatches, Sampling
 from fastbert.errors import InputError
 from tests.corpora import SPECIAL, MemoryPart, MemoryStore, numbered_store, random_store
+from tests.optional import given, settings, st
 
+_C = pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
 NO_MASKS = {"mask_rate": 0.0}
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
-import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -208,6 +207,7 @@ class TestLogitsThatAreRead:
 
 class TestReplacedParts:
     def test_lora_in_the_last_layer(self, last_rows: list[int]) -> None:
+        peft = pytest.importorskip("peft")
         subset, _ = _pair("BertForPreTraining")
         config = peft.LoraConfig(r=4, target_modules=["query", "dense"], init_lora_weights=False, lora_dropout=0.0)
         subset = peft.get_peft_model(subset, config)

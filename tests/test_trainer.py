@@ -3,10 +3,12 @@
 import warnings
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 import transformers
+
+pytest.importorskip("accelerate")  # the Trainer needs it
+
 from transformers import BertTokenizerFast, Trainer, TrainingArguments
 
 import fastbert
@@ -33,7 +35,7 @@ def tokenizer(tmp_path: Path) -> BertTokenizerFast:
 
 
 def _losses(
-    model: transformers.PreTrainedModel | peft.PeftModel,
+    model: torch.nn.Module,
     tokenizer: BertTokenizerFast,
     folder: Path,
     accumulation: int,
@@ -99,6 +101,8 @@ def test_loss_curves(head: str, kind: str, tokenizer: BertTokenizerFast, tmp_pat
 
 
 def test_lora(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
     def curve(kind: str) -> list[float]:
         torch.manual_seed(3)
         config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], lora_dropout=0.0)

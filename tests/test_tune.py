@@ -13,6 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
+
+pytest.importorskip("triton")
+
 from triton.runtime.errors import OutOfResources
 
 from bench import answers, clock, tune

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastbert.errors import InputError
+from fastbert.errors import InputError, require
 from fastbert.terminal import note
 
 
@@ -78,6 +78,7 @@ def pretrain(
 
     Goes on from the last checkpoint in --output. On several GPUs: torchrun --nproc-per-node 8 -m fastbert.cli pretrain.
     """
+    require("accelerate", "tensorboard", to="pretrain")
     import torch
 
     from fastbert.data.pretraining import Sampling

@@ -1,20 +1,18 @@
 """Sentences of paragraphs."""
 
-import importlib.util
 import re
 from collections.abc import Iterator
 
-from fastbert.errors import InputError
+from fastbert.errors import InputError, require
 
 _WINDOW = 1 << 13
 
 
 def check_language(language: str) -> None:
-    """Raises: InputError, if that is no code of a language, or the package that splits sentences is missing."""
+    """Raises: InputError, if that is no code of a language, or sentencex is missing."""
     if not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*", language):
         raise InputError(f"the language must be a code like en or zh, but is {language}")
-    if importlib.util.find_spec("sentencex") is None:
-        raise InputError("to prepare text, install what splits sentences: pip install 'fastbert-kernels[pretrain]'")
+    require("sentencex", to="prepare text")
 
 
 def split(paragraph: str, language: str = "en") -> Iterator[str]:

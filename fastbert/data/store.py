@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-import resource
+import sys
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -220,6 +220,10 @@ def _map_array(file: Path, dtype: str, length: int) -> npt.NDArray[Any]:
 
 def _allow_open_files(store: Path, files: int) -> None:
     """A memory map keeps its file open, and a large corpus has more files than a process may open at first."""
+    if sys.platform == "win32":  # has no such limit
+        return
+    import resource
+
     needed = files + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 DRAFTS = ".writing"  # in the run's folder: a checkpoint until it is whole
@@ -51,6 +52,8 @@ def why_not_written(error: BaseException) -> str:
 
 
 def flush(path: Path) -> None:
+    if sys.platform == "win32":  # flushes only what is open for writing, and no folders
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,5 @@
 """What a pretraining step costs and how well it predicts."""
 
-import resource
 import sys
 from typing import Any
 
@@ -53,10 +52,14 @@ def peak_flops(device: torch.device) -> float | None:
     return next((1e12 * peak for part, peak in PEAK_TFLOPS if part in name), None)
 
 
-def peak_memory(device: torch.device) -> float:
-    """The most memory that was in use so far, in GiB: of the GPU, or of this process."""
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory that was in use so far, in GiB: of the GPU, or of this process; None on Windows' CPUs."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return None
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.data.store import read_json
-from fastbert.errors import InputError
+from fastbert.errors import InputError, require
 from fastbert.training.logs import LOG
 from fastbert.training.pretraining import RUN
 
@@ -44,8 +44,9 @@ def plot(runs: Sequence[Path], target: Path) -> None:
     """Draw every curve that the runs have, a panel for each.
 
     Raises:
-        InputError: if a run has no log, or the picture cannot be written.
+        InputError: if a run has no log, the picture cannot be written, or matplotlib is missing.
     """
+    require("matplotlib", to="draw curves")
     import matplotlib
 
     matplotlib.use("Agg")

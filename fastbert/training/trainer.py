@@ -157,7 +157,9 @@ class PretrainingTrainer(Trainer):
         if peak is not None:
             found["mfu"] = counts["flops"] / seconds / peak / self.args.world_size
         found["data_wait"] = self._waited / seconds
-        found["peak_memory_gib"] = metrics.peak_memory(self.args.device)
+        peak_memory = metrics.peak_memory(self.args.device)
+        if peak_memory is not None:
+            found["peak_memory_gib"] = peak_memory
         found["time"] = time.time()
         self._begin_window()
         return found
