@@ -11,8 +11,9 @@ from packaging.version import Version
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
 
-if os.environ.get("TRITON_INTERPRET") == "1" and Version(np.__version__) >= Version("2.4"):
-    if Version(metadata.version("triton")) < Version("3.7"):
+if os.environ.get("TRITON_INTERPRET") == "1":
+    new_numpy = Version(np.__version__) >= Version("2.4")
+    if new_numpy and Version(metadata.version("triton")) < Version("3.7"):
         pytest.exit("Triton 3.6's interpreter needs NumPy below 2.4", returncode=1)
 
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
