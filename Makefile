@@ -67,8 +67,8 @@ commit-file:  ## which commit this is, into .commit, for a machine to which .git
 	$(PYTHON) -m bench.commit
 
 gpu-rehearsal: install  ## both on a CPU with tiny cases: no typo waits for the GPU
-	$(BIN)/python -m bench gpu --device cpu --smallest --results .out/gpu-rehearsal --budget 540
-	$(BIN)/python -m bench tune --device cpu --smallest --results .out/gpu-rehearsal --budget 540
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench gpu --device cpu --smallest --results .out/gpu-rehearsal --budget 540
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench tune --device cpu --smallest --results .out/gpu-rehearsal --budget 540
 
 codegen: install  ## what every kernel compiles to on every chip; needs no GPU
 	$(BIN)/python -m bench.codegen

@@ -7,6 +7,7 @@ without those that they call, but attention with all of its own, and a gap is wh
 import re
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -123,6 +124,7 @@ def idle(intervals: Iterable[tuple[float, float]]) -> float:
     return gaps
 
 
+@cache
 def part_of(name: str) -> str:
     """Which part of a step a kernel or an operator belongs to."""
     return next((part for part, pattern in PARTS.items() if re.search(pattern, name, re.IGNORECASE)), OTHER)

@@ -3,12 +3,14 @@
 import importlib.util
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from bench.process import ROOT, environment
 
-SECONDS = 150.0  # that it may take
 COMMAND = (sys.executable, "setup.py", "build_ext", "--inplace")
+NEEDED = "setup.py", "csrc", "fastbert"
 
 
 class Extension:
@@ -21,27 +23,47 @@ class Extension:
     def __init__(self, build: bool) -> None:
         self._start = time.monotonic()
         self._process: subprocess.Popen[str] | None = None
-        self._there = importlib.util.find_spec("fastbert._C") is not None
+        self._there, self._said = _is_here(), ""
         if build and not self._there:
+            self._folder = tempfile.TemporaryDirectory()
+            for name in NEEDED:  # without pyproject.toml, which an older setuptools does not understand
+                (Path(self._folder.name) / name).symlink_to(ROOT / name)
             self._process = subprocess.Popen(
-                COMMAND, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                COMMAND,
+                cwd=self._folder.name,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
 
-    def wait(self) -> str:
-        """Until it is there, or not; what became of it."""
+    def wait(self, seconds: float) -> str | None:
+        """What became of it, if that is known after some time and was not said before."""
+        if self._said:
+            return None
         if self._process is None:
-            return "fastbert._C: is here" if self._there else "fastbert._C: not here, and not built in a rehearsal"
+            self._said = "is here" if self._there else "not here, and not built in a rehearsal"
+            return f"fastbert._C: {self._said}"
         try:
-            output, _ = self._process.communicate(timeout=max(0.0, self._start + SECONDS - time.monotonic()))
+            output, _ = self._process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            self.stop()
-            return f"fastbert._C: NOT BUILT: not done after {SECONDS:.0f} s"
+            return None
         if self._process.returncode != 0:
             lines = output.strip().splitlines() or [f"status {self._process.returncode}"]
-            return f"fastbert._C: NOT BUILT: {lines[-1]}"
-        return f"fastbert._C: built in {time.monotonic() - self._start:.0f} s"
+            errors = [line for line in lines if "error" in line.lower()]
+            self._said = f"NOT BUILT: {(errors or lines)[-1].strip()}"
+        else:
+            self._said = f"built in {time.monotonic() - self._start:.0f} s"
+        return f"fastbert._C: {self._said}"
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.communicate()
+
+
+def _is_here() -> bool:
+    try:
+        return importlib.util.find_spec("fastbert._C") is not None
+    except ImportError:
+        return False

@@ -33,6 +33,7 @@ LAST_SECONDS = 5.0  # to write and print
 LEAST_SECONDS = 8.0  # in which a process can do something
 STOP_SECONDS = 4.0  # for the provider that a bench is at when its time is over, or for a summary of the tests
 SILENCE = {"goals": 75.0, "all": 120.0, "rest": 200.0, "tests": 90.0}  # without news; torch.compile takes its time
+EXTENSION_SECONDS = {"roof": 10.0, "more tests": 60.0, "pretraining": 60.0}  # that are waited for it
 MOST_BYTES = 8 << 20  # of what benches or tests say
 TESTS = "gpu", "attention", "layer_norm", "embedding", "cross_entropy", "subset", "ffn"
 LAST_TESTS = ("linear",)  # of a kernel that nobody calls until `make tune` has found it to be faster
@@ -150,6 +151,8 @@ class Lease:
 
     def stage(self, stage: Stage, extension: Extension) -> str:
         """Run it, print and keep how it ended."""
+        if word := extension.wait(EXTENSION_SECONDS.get(stage.name, 0.0)):
+            print(word, flush=True)
         before = time.monotonic() - self._start
         end = self._start + self._seconds * min(1.0, stage.until / SECONDS)
         if stage.part == "tests" and stage != STAGES[0] and self._device == "cpu":
@@ -158,7 +161,6 @@ class Lease:
             state, said = CUT, NOT_BEGUN
         elif stage.part == "tests":
             state, said = self._test(stage, end)
-            said = f"{said}; {extension.wait()}" if stage == STAGES[0] else said
         else:
             state, said = self._bench(stage, end)
         after = time.monotonic() - self._start

@@ -95,8 +95,8 @@ def make_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         def __init__(self, build: bool) -> None:
             self.build = build
 
-        def wait(self) -> str:
-            return f"extension, {self.build}"
+        def wait(self, seconds: float) -> str:
+            return f"extension, {self.build}, {seconds}"
 
         def stop(self) -> None:
             pass

@@ -21,6 +21,7 @@ BENCH = """
 import os
 import signal
 import time
+from pathlib import Path
 
 from conftest import CUDA
 
@@ -28,7 +29,8 @@ from bench.harness import NotApplicableError, Ready
 from bench.record import OURS, Work
 
 KINDS = "capture", "illegal", "hang", "dies", "early", "absent", "fine"
-GOALS = CASES = {"cuda": [{"kind": kind} for kind in KINDS]}
+GOALS = {"cuda": [{"kind": kind} for kind in KINDS]}
+CASES = {"cuda": [{"kind": "no goal"}]}
 
 
 def refuses():
@@ -57,6 +59,8 @@ RIVALS = {
 
 
 def test_toy(case, bench):
+    with open(Path(__file__).with_name("begun.txt"), "a") as begun:
+        print(case["kind"], file=begun)
     if case["kind"] == "early":
         os.kill(os.getpid(), signal.SIGKILL)
     steps = {OURS: lambda: None, "rival": RIVALS[case["kind"]], "last": lambda: None}
@@ -96,6 +100,10 @@ def test_whatever_becomes_of_a_process_all_else_is_measured(
     (lost,) = run.nodes
     assert lost.endswith("bench_toy.py::test_toy[goal early]")
     assert run.nodes[lost] == LOST
+
+    begun = (tmp_path / "begun.txt").read_text().split()
+    twice = ["capture", "illegal", "hang", "dies"]  # and then never again
+    assert begun == [*(kind for kind in twice for _ in range(2)), "early", "absent", "fine"]
 
     toy, missing = run.stages
     assert toy["ended"] == "done"

@@ -1,6 +1,5 @@
 """`make gpu`: what it measures and tests, what it says of it, and with what status it ends."""
 
-import contextlib
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from bench.attempts import STOPPED, TIME_OVER
 from bench.gpu import STAGES, Stage
 from bench.record import OURS
 from bench.shapes import MODELS
+from tests import conftest
 from tests.fake_lease import Call, World, forever, make_world, row, run_of
 
 
@@ -116,7 +116,7 @@ tests/test_gpu.py::test_d ERROR                                   [  3%]
         assert status == 1
         printed = capsys.readouterr().out
         assert "FAILED tests/test_x.py::test_y - assert" in printed
-        assert "extension, True" in printed
+        assert "extension, True, 0.0" in printed
 
     def test_are_interrupted_before_they_are_killed(self, world: World, tmp_path: Path) -> None:
         world.does["tests"] = forever
@@ -160,31 +160,97 @@ def test_what_is_said_stays_small_enough_to_be_fetched(
     assert (tmp_path / "gpu/bench.txt").read_text() == "x" * 93 + "the end"
 
 
+class TestASpoiltGpu:
+    """In tests: what fails on a GPU, and leaves nothing that works there."""
+
+    @pytest.fixture
+    def exits(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        statuses: list[int] = []
+        monkeypatch.setattr(conftest, "_SPOILT", [])
+        monkeypatch.setattr(conftest.os, "_exit", statuses.append)
+        monkeypatch.setattr(conftest.pytest, "exit", lambda why, returncode: statuses.append(-returncode))
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        return statuses
+
+    @pytest.mark.parametrize(
+        ("failed", "keywords", "works", "elsewhere", "expected"),
+        [
+            (True, ("gpu",), False, False, [-1, 1]),
+            (True, ("gpu",), True, False, []),
+            (False, ("gpu",), False, False, []),
+            (True, ("cpu",), False, False, []),
+            (True, ("gpu",), False, True, []),  # xdist's main process hears of it, too
+        ],
+    )
+    def test_ends_the_process(
+        self,
+        failed: bool,
+        keywords: tuple[str, ...],
+        works: bool,
+        elsewhere: bool,
+        expected: list[int],
+        exits: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def check(*_: Any, **__: Any) -> None:
+            if not works:
+                raise RuntimeError("an illegal memory access was encountered")
+
+        gpu_of_tests = SimpleNamespace(cuda=SimpleNamespace(synchronize=check), rand=check)
+        monkeypatch.setattr(conftest, "torch", gpu_of_tests)
+        report: Any = SimpleNamespace(
+            failed=failed, keywords=keywords, nodeid="test_x", **({"node": 1} if elsewhere else {})
+        )
+        conftest.pytest_runtest_logreport(report)
+        conftest.pytest_runtest_logfinish()
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+        conftest.pytest_runtest_logfinish()
+        assert exits[: len(expected)] == expected
+        assert bool(exits) == bool(expected)
+
+
 class TestExtension:
     def test_that_is_here_is_not_built(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(extension.importlib.util, "find_spec", lambda _: True)
-        assert extension.Extension(build=True).wait() == "fastbert._C: is here"
+        it = extension.Extension(build=True)
+        assert [it.wait(0.0), it.wait(0.0)] == ["fastbert._C: is here", None]
 
     @pytest.mark.parametrize(
         ("program", "said"),
         [
             ("print('compiling')", r"fastbert\._C: built in \d+ s"),
-            ("import sys; print('g++: not found'); sys.exit(1)", r"fastbert\._C: NOT BUILT: g\+\+: not found"),
+            ("import sys; print('g++: error: no such\\nand more'); sys.exit(1)", r".*NOT BUILT: g\+\+: error: no such"),
+            ("import sys; print('g++ is not here'); sys.exit(1)", r".*NOT BUILT: g\+\+ is not here"),
             ("import sys; sys.exit(3)", r"fastbert\._C: NOT BUILT: status 3"),
-            ("import time; time.sleep(60)", r"fastbert\._C: NOT BUILT: not done after 1 s"),
         ],
     )
     def test_a_build_that_fails_only_says_so(self, program: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(extension.importlib.util, "find_spec", lambda _: None)
         monkeypatch.setattr(extension, "COMMAND", (sys.executable, "-c", program))
-        monkeypatch.setattr(extension, "SECONDS", 1.0 if "sleep" in program else 60.0)
-        build = extension.Extension(build=True)
-        with contextlib.closing(SimpleNamespace(close=build.stop)):
-            assert re.fullmatch(said, build.wait())
+        it = extension.Extension(build=True)
+        assert re.fullmatch(said, it.wait(60.0) or "")
+        assert it.wait(60.0) is None
+
+    def test_nobody_waits_for_it_longer_than_that(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(extension.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(extension, "COMMAND", (sys.executable, "-c", "import time; time.sleep(1000)"))
+        it = extension.Extension(build=True)
+        assert it.wait(0.2) is None
+        assert it._process is not None
+        it.stop()
+        assert it._process.returncode == -9
+
+    def test_it_is_built_from_what_is_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without pyproject.toml, and into this tree."""
+        program = "import os; print(*sorted(os.listdir()), os.path.realpath('fastbert')); raise SystemExit(1)"
+        monkeypatch.setattr(extension.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(extension, "COMMAND", (sys.executable, "-c", program))
+        root = extension.ROOT / "fastbert"
+        assert extension.Extension(build=True).wait(60.0) == f"fastbert._C: NOT BUILT: csrc fastbert setup.py {root}"
 
     def test_in_a_rehearsal_nothing_is_built(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(extension.importlib.util, "find_spec", lambda _: None)
-        assert "not built in a rehearsal" in extension.Extension(build=False).wait()
+        assert "not built in a rehearsal" in (extension.Extension(build=False).wait(0.0) or "")
 
 
 class TestGoals:
