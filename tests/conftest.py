@@ -8,6 +8,11 @@ import torch
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreter import hasten
+
+    hasten()
+
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
