@@ -1,5 +1,6 @@
 """A fixed seed and poisoned allocations for every test, and the device under test."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -35,6 +36,12 @@ def pytest_runtest_logfinish() -> None:
         os._exit(1)
     if _SPOILT:
         pytest.exit(f"nothing works on the GPU any more after {_SPOILT[0]}", returncode=1)
+
+
+def pytest_collection_finish() -> None:
+    """Trainer collects garbage before each run: a second through all that torch and transformers have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=DEVICES)

@@ -495,7 +495,7 @@ def test_what_is_to_the_right_changes_nothing(seqlens: list[int], data: st.DataO
 @pytest.mark.kernel
 def test_on_the_kernels(device: str) -> None:
     """A training step with dropout, packed and padded, through the operators as they are served here."""
-    _, fast = _pair()
+    _, fast = _pair(num_hidden_layers=2, num_attention_heads=2)
     fast, other = fast.train().to(device), copy.deepcopy(fast).train().to(device)
     packed, padded = _packed_and_padded(device)
     torch.testing.assert_close(_step(fast, packed, label_rows=_label_rows(packed)), _step(other, padded))
@@ -504,7 +504,7 @@ def test_on_the_kernels(device: str) -> None:
 
 @pytest.mark.kernel
 def test_equals_transformers_on_the_kernels(device: str) -> None:
-    stock, fast = (no_dropout(m.to(device)) for m in _pair())
+    stock, fast = (no_dropout(m.to(device)) for m in _pair(num_hidden_layers=2, num_attention_heads=2))
     _, padded = _packed_and_padded(device)
     labels = padded.pop("shift_labels")
     losses = [_step(m, padded, labels=labels, shift_labels=labels) for m in (stock, fast)]
