@@ -31,7 +31,7 @@ pretrain-demo: install  ## a tiny BERT learns from the fables that come with fas
 test: install  ## all tests; then the kernels' again, on the kernels, interpreted
 	@echo "$(WORKERS) processes; on two cores all tests take 5 minutes, and the kernels' tests, interpreted, 3 more"
 	$(PYTEST)
-	TRITON_INTERPRET=1 $(PYTEST) -m kernel tests
+	TRITON_INTERPRET=1 $(PYTEST) -m 'kernel and not plain' tests
 
 check: install  ## what concerns one area, in less than a minute: make check AREA=attention
 	@$(BIN)/python -m tests.areas $(AREA)

@@ -49,7 +49,9 @@ def _imported(path: Path) -> set[str]:
             found = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        names |= {part.strip("_") for name in found if name.startswith(("fastbert", "bench")) for part in name.split(".")}
+        names |= {
+            part.strip("_") for name in found if name.startswith(("fastbert", "bench")) for part in name.split(".")
+        }
     return names
 
 
@@ -64,7 +66,7 @@ def main() -> int:
     print(f"{area}: {' '.join(paths)}", flush=True)
     kernels = [str(path.relative_to(ROOT)) for path in files if "mark.kernel" in path.read_text()]
     alone = [] if kernels or importlib.util.find_spec("xdist") is None else ["-n", "2", "--dist", "worksteal"]
-    calls = [(paths + alone, "0")] + ([(["-m", "kernel", *kernels], "1")] if kernels else [])
+    calls = [(paths + alone, "0")] + ([(["-m", "kernel and not plain", *kernels], "1")] if kernels else [])
     running = [_pytest(arguments, interpret, last=n > 0) for n, (arguments, interpret) in enumerate(calls)]
     status = 0
     for process, (_, interpret) in zip(running, calls, strict=True):
@@ -79,9 +81,7 @@ def main() -> int:
 def _pytest(arguments: list[str], interpret: str, last: bool) -> "subprocess.Popen[str]":
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": interpret}
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE if last else None
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE if last else None)
 
 
 if __name__ == "__main__":

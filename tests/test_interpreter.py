@@ -13,7 +13,9 @@ from tests.models import pair, tiny_config
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="of the interpreter: needs TRITON_INTERPRET=1"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="of the interpreter: needs TRITON_INTERPRET=1"
+    ),
 ]
 
 

@@ -289,7 +289,7 @@ class TestRowsThatAreRead:
             assert all(p.grad is not None for p in model.parameters())
 
     def test_compiles_to_one_graph(self) -> None:
-        _, fast = _pair(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        _, fast = _pair(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_hidden_layers=2)
         other = copy.deepcopy(fast)
         packed, _ = _packed_and_padded()
         expected = _step(other.train(), packed)
