@@ -69,7 +69,7 @@ def main() -> int:
     calls = [(paths + alone, "0")] + ([(["-m", "kernel and not plain", *kernels], "1")] if kernels else [])
     running = [_pytest(arguments, interpret, last=n > 0) for n, (arguments, interpret) in enumerate(calls)]
     status = 0
-    for process, (_, interpret) in zip(running, calls, strict=True):
+    for process in running:
         said = process.communicate()[0]
         if said:
             print(f"\nin Triton's interpreter:\n{said}", end="")

@@ -315,7 +315,9 @@ class TestLogits:
 
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize(
-        "keep", [0, 3, torch.tensor([2, 0]), torch.tensor([[1, 2]] * BATCH), torch.rand(BATCH, LENGTH) < 0.5], ids=str
+        "keep",
+        [0, 3, torch.tensor([2, 0]), torch.tensor([[1, 2]] * BATCH), torch.rand(BATCH, LENGTH) < 0.5],
+        ids=["all", "3", "two", "two of each", "a mask"],
     )
     def test_to_keep(self, keep: Tensor | int, training: bool) -> None:
         stock, fast = _pair()

@@ -254,7 +254,7 @@ class TestOff:
             (None, lambda m: None, {"output_hidden_states": [0]}),
             (None, nn.Module.eval, {}),
         ],
-        ids=str,
+        ids=["patched so", "a hook", "configured states", "no states", "some states", "evaluation"],
     )
     def test_all_rows(
         self, why: str | None, change: Callable[[nn.Module], object], more: dict[str, Any], last_rows: list[int]
