@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BUDGET_S ?= 540
+WORKERS ?= 2
+# Threads of tiny models wait for each other longer than they work, so each process has one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: help install demo pretrain-demo test bare lint types conformance bench roof report gpu tune commit-file gpu-rehearsal codegen faults sanitize clean
+.PHONY: help install demo pretrain-demo test check bare lint types conformance bench roof report gpu tune commit-file gpu-rehearsal codegen faults sanitize clean
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -12,7 +15,7 @@ install: $(VENV)/.installed  ## the virtual environment, with everything that is
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install  ## the main job on a real checkpoint
@@ -26,8 +29,12 @@ pretrain-demo: install  ## a tiny BERT learns from the fables that come with fas
 	$(BIN)/fastbert plot .out/pretrain-demo/run
 
 test: install  ## all tests; then the kernels' again, on the kernels, interpreted
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernel tests
+	@echo "$(WORKERS) processes; on two cores all tests take 5 minutes, and the kernels' tests, interpreted, 3 more"
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) -m 'kernel and not plain' tests
+
+check: install  ## what concerns one area, in less than a minute: make check AREA=attention
+	@$(BIN)/python -m tests.areas $(AREA)
 
 bare: install  ## the quick tests on machines that lack Triton, the C++ extension, accelerate and more, rehearsed
 	$(BIN)/python -m tests.bare
@@ -38,7 +45,7 @@ lint: install  ## format and lint
 
 types: install  ## mypy, and the extension's stub against the extension
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest fastbert._C --ignore-missing-stub --allowlist csrc/stubtest.txt --mypy-config-file pyproject.toml
+	$(BIN)/python -m mypy.stubtest fastbert._C --ignore-missing-stub --allowlist csrc/stubtest.txt --mypy-config-file csrc/stubtest.ini
 
 conformance: install  ## transformers' own model tests on fastbert's classes
 	$(BIN)/python conformance/run.py

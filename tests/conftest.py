@@ -1,5 +1,6 @@
 """A fixed seed and poisoned allocations for every test, and the device under test."""
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,6 +16,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     new_numpy = Version(np.__version__) >= Version("2.4")
     if new_numpy and Version(metadata.version("triton")) < Version("3.7"):
         pytest.exit("Triton 3.6's interpreter needs NumPy below 2.4", returncode=1)
+    from tests.interpreter import hasten
+
+    hasten()
 
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
@@ -38,6 +42,12 @@ def pytest_runtest_logfinish() -> None:
         os._exit(1)
     if _SPOILT:
         pytest.exit(f"nothing works on the GPU any more after {_SPOILT[0]}", returncode=1)
+
+
+def pytest_collection_finish() -> None:
+    """Trainer collects garbage before each run: a second through all that torch and transformers have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=DEVICES)

@@ -1,5 +1,6 @@
 """How the tests decide that a result is right."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,16 @@ def assert_operator_accurate(
     outputs = [_tuple(function(*given)) for function, given in runs]
     for actual, naive, exact in zip(*outputs, strict=True):
         assert_accurate(actual, naive, exact, factor=factor)
+
+
+def opcheck(operator: Any, arguments: Sequence[Any]) -> None:
+    """torch.library.opcheck; interpreted, only what a launcher can do wrong: shapes, strides, writing to its inputs.
+
+    What autograd and torch.compile make of an operator does not depend on who serves it.
+    """
+    of_launchers = ("test_schema", "test_faketensor")
+    options = {"test_utils": of_launchers} if os.environ.get("TRITON_INTERPRET") == "1" else {}
+    torch.library.opcheck(operator, arguments, **options)
 
 
 def to_float64(argument: Any) -> Any:

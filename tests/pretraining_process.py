@@ -1,6 +1,6 @@
 """`fastbert pretrain` as a process that kills itself in a step, once: python -m tests.pretraining_process STEP ...
 
-Started again it goes on. With "fsdp:" before STEP, accelerate shards on a CPU.
+Started again it goes on.
 """
 
 import os
@@ -48,9 +48,5 @@ def kill_at(step: int, run: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    when = sys.argv.pop(1)
-    if when.startswith("fsdp:"):
-        shard_on_a_cpu()
-        when = when.removeprefix("fsdp:")
-    kill_at(int(when), Path(sys.argv[sys.argv.index("--output") + 1]))
+    kill_at(int(sys.argv.pop(1)), Path(sys.argv[sys.argv.index("--output") + 1]))
     cli.main()

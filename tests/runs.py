@@ -5,7 +5,6 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -25,7 +24,8 @@ from fastbert.training import checkpoints
 from fastbert.training.pretraining import pretrain
 from fastbert.training.recipe import Recipe
 from fastbert.training.trainer import PretrainingTrainer
-from tests.pretraining_process import shard_on_a_cpu
+from tests.pretraining_process import kill_at, shard_on_a_cpu
+from tests.stores import full_disk
 
 ROOT = Path(__file__).parents[1]
 FABLES = ROOT / "fastbert/assets/fables.jsonl"
@@ -73,16 +73,24 @@ def run_killed(moment: str, step: int, corpus: Path, output: Path) -> int:
     return _in_processes([(_killed, (moment, step, corpus, output))])[0]
 
 
-def run_in_two_processes_with_full_disk(
-    step: int, rank: int, bytes_left: int, fsdp: bool, corpus: Path, output: Path
+def run_in_two_processes(
+    corpus: Path,
+    output: Path,
+    *,
+    full: tuple[int, int, int] | None = None,
+    killed_at: int | None = None,
+    **changes: Any,
 ) -> tuple[list[int], str]:
-    """One of them cannot write any more from that checkpoint on. Their exit statuses, and what they said."""
+    """Their exit statuses, and what they said.
+
+    full: step, rank, bytes: that one cannot write more from that checkpoint on.  killed_at: the first is, in that step.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     errors = output.parent / "stderr"
-    full = (step, rank, bytes_left)
-    statuses = _in_processes([(_one_of_two, (own, port, full, fsdp, corpus, output, errors)) for own in (0, 1)])
+    shared = (port, full, killed_at, corpus, output, errors, changes)
+    statuses = _in_processes([(_one_of_two, (own, *shared)) for own in (0, 1)])
     return statuses, "".join(path.read_text() for path in sorted(errors.parent.glob(f"{errors.name}-*")))
 
 
@@ -110,17 +118,6 @@ def assert_same_weights(actual: Path, expected: Path) -> None:
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different, different
-
-
-@contextlib.contextmanager
-def full_disk(bytes_left: int) -> Iterator[None]:
-    """No file can get longer than that: what a disk without room looks like to who writes."""
-    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 @contextlib.contextmanager
@@ -187,14 +184,22 @@ def _killed(moment: str, step: int, corpus: Path, output: Path) -> None:
 
 
 def _one_of_two(
-    own: int, port: int, full: tuple[int, int, int], fsdp: bool, corpus: Path, output: Path, errors: Path
+    own: int,
+    port: int,
+    full: tuple[int, int, int] | None,
+    killed_at: int | None,
+    corpus: Path,
+    output: Path,
+    errors: Path,
+    changes: dict[str, Any],
 ) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(RANK=str(own), LOCAL_RANK=str(own), OMP_NUM_THREADS="1")
-    step, rank, bytes_left = full
-    if fsdp:
+    if changes.get("fsdp"):
         shard_on_a_cpu()
+    if killed_at is not None:
+        kill_at(killed_at, output)
     with open(f"{errors}-{own}", "w") as said:
         os.dup2(said.fileno(), 2)
-        with full_disk_while_saving(bytes_left, step, rank):
-            run(corpus, output, fsdp=fsdp)
+        with full_disk_while_saving(full[2], *full[:2]) if full is not None else contextlib.nullcontext():
+            run(corpus, output, **changes)

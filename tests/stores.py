@@ -1,6 +1,9 @@
-"""Token stores on disk, for tests of how they are made and read."""
+"""Token stores on disk, for tests of how they are made and read, and a disk that is full."""
 
+import contextlib
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +43,14 @@ def content(store: Path) -> dict[str, bytes]:
     """All files of a store, hidden ones too, but not those that name its shards."""
     files = (file for file in store.rglob("*") if file.is_file() and not file.name.startswith("shard-"))
     return {str(file.relative_to(store)): file.read_bytes() for file in files}
+
+
+@contextlib.contextmanager
+def full_disk(bytes_left: int) -> Iterator[None]:
+    """No file can get longer than that: what a disk without room looks like to who writes."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))

@@ -12,7 +12,7 @@ from fastbert import functional, reference
 from fastbert.kernels import _attention_tiles, _launch
 from fastbert.kernels.attention import attention_bwd, attention_fwd
 from tests.optional import given, settings, st
-from tests.oracle import assert_operator_accurate, to_float64
+from tests.oracle import assert_operator_accurate, opcheck, to_float64
 
 pytestmark = pytest.mark.kernel
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -292,6 +292,7 @@ def test_rows_without_a_result_are_nan(
         assert actual[~owned].isnan().all()
 
 
+@pytest.mark.plain
 def test_two_runs_are_bitwise_equal(device: str) -> None:
     for seqlens in (RAGGED, LONG):
         forward = _inputs(seqlens, 64, 2, torch.float16, device, False, 0.1)
@@ -304,6 +305,7 @@ def test_two_runs_are_bitwise_equal(device: str) -> None:
             assert torch.equal(first, second)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(("causal", "dropout_p"), [(False, 0.0), (True, 0.0), (False, 0.3), (True, 1.0)])
 def test_gradcheck(causal: bool, dropout_p: float) -> None:
     arguments = _inputs([3, 1, 4, 4], 3, 2, torch.float64, "cpu", causal, dropout_p)
@@ -346,9 +348,9 @@ def test_registration() -> None:
         forward = _inputs([3, 9], dropout_p=dropout_p, causal=causal)
         packed = [torch.stack(forward[:3], dim=1), None, None, *forward[3:]]
         for inputs in (forward, packed):
-            torch.library.opcheck(attention_bwd, _backward_inputs(inputs))
+            opcheck(attention_bwd, _backward_inputs(inputs))
             leaves = [t if t is None else t.clone().requires_grad_() for t in inputs[:3]]
-            torch.library.opcheck(attention_fwd, [*leaves, *inputs[3:]])
+            opcheck(attention_fwd, [*leaves, *inputs[3:]])
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])

@@ -22,13 +22,14 @@ from fastbert.training.trainer import PretrainingTrainer
 from tests.runs import (
     MOMENTS,
     assert_same_weights,
-    full_disk,
     full_disk_while_saving,
     make_corpus,
     run,
-    run_in_two_processes_with_full_disk,
+    run_in_two_processes,
     run_killed,
+    weights,
 )
+from tests.stores import full_disk
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,6 +151,23 @@ class TestKilled:
         assert_same_weights(output, undisturbed)
 
 
+def test_fsdp2_equals_one_process_and_goes_on_after_a_kill(corpus: Path, tmp_path: Path) -> None:
+    """Two processes, of which each has half of the batch and half of the weights."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(corpus, one, dropout=0.0)
+    statuses, said = run_in_two_processes(corpus, two, killed_at=6, fsdp=True, dropout=0.0)
+    assert statuses == [-9, 1], said[-3000:]
+    assert _names(two) - {checkpoints.DRAFTS} == {"checkpoint-4"}
+    statuses, said = run_in_two_processes(corpus, two, fsdp=True, dropout=0.0)
+    assert statuses == [0, 0], said[-3000:]
+    actual, expected = weights(two), weights(one)
+    for name, t in expected.items():
+        torch.testing.assert_close(actual[name], t, rtol=0.0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    stock, about = transformers.BertForPreTraining.from_pretrained(two / "model", output_loading_info=True)
+    assert not about["missing_keys"]
+    assert stock.cls.predictions.decoder.weight is stock.bert.embeddings.word_embeddings.weight
+
+
 class TestFullDisk:
     # What does not fit: any file, the weights (170 kB), the optimiser's state (368 kB).
     @pytest.mark.parametrize("bytes_left", [16, 100_000, 250_000])
@@ -200,10 +218,11 @@ class TestFullDisk:
     )
     def test_of_one_process(self, corpus: Path, tmp_path: Path, rank: int, bytes_left: int, fsdp: bool) -> None:
         """All stop, none waits for the others."""
-        statuses, said = run_in_two_processes_with_full_disk(8, rank, bytes_left, fsdp, corpus, tmp_path / "run")
+        output, full = tmp_path / "run", (8, rank, bytes_left)
+        statuses, said = run_in_two_processes(corpus, output, full=full, fsdp=fsdp)
         assert statuses == [1, 1], said[-3000:]
         assert said.count("InputError: cannot write checkpoint-8 (") == 2
-        assert _names(tmp_path / "run") == {"checkpoint-4"}
+        assert _names(output) == {"checkpoint-4"}
 
     def test_for_the_model(
         self, corpus: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from fastbert import functional, reference
 from fastbert.kernels import embedding as kernels
 from fastbert.kernels.embedding import embedding_bwd, embedding_fwd
 from tests.optional import given, settings, st
-from tests.oracle import assert_operator_accurate, far_rows
+from tests.oracle import assert_operator_accurate, far_rows, opcheck
 
 pytestmark = pytest.mark.kernel
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -110,6 +110,7 @@ def test_offsets_beyond_32_bits() -> None:
         assert torch.equal(actual, e)
 
 
+@pytest.mark.plain
 def test_two_runs_are_bitwise_equal(device: str) -> None:
     forward = _inputs(80, 64, torch.float32, device, 0.1, task_types=True)
     backward = _backward_inputs(forward)
@@ -117,6 +118,7 @@ def test_two_runs_are_bitwise_equal(device: str) -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3, 1.0])
 def test_gradcheck(dropout_p: float) -> None:
     arguments = _inputs(7, 5, torch.float64, "cpu", dropout_p, padding_idx=-1, task_types=dropout_p > 0)
@@ -127,11 +129,11 @@ def test_gradcheck(dropout_p: float) -> None:
 def test_registration() -> None:
     for dropout_p, task_types in ((0.0, False), (0.1, True)):
         forward = _inputs(6, 16, torch.float32, "cpu", dropout_p, task_types=task_types)
-        torch.library.opcheck(embedding_bwd, _backward_inputs(forward))
+        opcheck(embedding_bwd, _backward_inputs(forward))
         for a in forward[4:10]:
             if a is not None:
                 a.requires_grad_()
-        torch.library.opcheck(embedding_fwd, forward)
+        opcheck(embedding_fwd, forward)
 
 
 def test_equals_pytorch() -> None:

@@ -13,7 +13,7 @@ from fastbert import functional, reference
 from fastbert.kernels import _cpu, _launch
 from fastbert.kernels.ffn import feed_forward_fwd, gelu_bwd, linear_gelu_fwd
 from tests.optional import given, settings, st
-from tests.oracle import assert_operator_accurate, far_rows
+from tests.oracle import assert_operator_accurate, far_rows, opcheck
 
 pytestmark = pytest.mark.kernel
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -178,14 +178,15 @@ def test_gelu_of_x_and_of_minus_x_differ_by_x(values: list[float]) -> None:
 
 def test_registration() -> None:
     x, weight, bias, out_weight = _inputs(4, 8, 6, torch.float32)
-    torch.library.opcheck(gelu_bwd, [torch.randn(4, 6), torch.randn(4, 6), "none", True])
-    torch.library.opcheck(linear_gelu_fwd, [x, weight, bias, "tanh", False])
-    torch.library.opcheck(feed_forward_fwd, [x, weight, bias, out_weight, "tanh", False])
+    opcheck(gelu_bwd, [torch.randn(4, 6), torch.randn(4, 6), "none", True])
+    opcheck(linear_gelu_fwd, [x, weight, bias, "tanh", False])
+    opcheck(feed_forward_fwd, [x, weight, bias, out_weight, "tanh", False])
     leaves = [t.requires_grad_() for t in (x, weight, bias, out_weight)]
-    torch.library.opcheck(linear_gelu_fwd, [*leaves[:3], "none", True])
-    torch.library.opcheck(feed_forward_fwd, [*leaves, "none", True])
+    opcheck(linear_gelu_fwd, [*leaves[:3], "none", True])
+    opcheck(feed_forward_fwd, [*leaves, "none", True])
 
 
+@pytest.mark.plain
 def test_compiles_into_one_graph() -> None:
     leaves = [t.requires_grad_() for t in _inputs(6, 8, 16, torch.float32)]
     compiled = torch.compile(functional.feed_forward, fullgraph=True, backend="aot_eager")

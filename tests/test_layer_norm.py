@@ -9,7 +9,7 @@ from fastbert import functional, reference
 from fastbert.kernels import _cpu
 from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from tests.optional import given, settings, st
-from tests.oracle import assert_accurate, assert_operator_accurate, far_rows, to_float64
+from tests.oracle import assert_accurate, assert_operator_accurate, far_rows, opcheck, to_float64
 
 EPS = 1e-12  # BERT's own
 pytestmark = pytest.mark.kernel
@@ -64,6 +64,7 @@ def test_accuracy(M: int, N: int, dtype: torch.dtype, parts: str, dropout_p: flo
     assert_operator_accurate(layer_norm_bwd, reference.layer_norm_backward, backward, factor=4.0)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("parts", ["all", "mixed"])
 def test_rows_in_chunks(dtype: torch.dtype, parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +143,14 @@ def test_offsets_beyond_32_bits() -> None:
         assert torch.equal(actual, e)
 
 
+@pytest.mark.plain
 def test_two_runs_are_bitwise_equal(device: str) -> None:
     backward = _backward_inputs(40, 96, torch.float32, device, "all", 0.1)
     for first, second in zip(layer_norm_bwd(*backward), layer_norm_bwd(*backward), strict=True):
         assert torch.equal(first, second)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("parts", ["all", "plain"])
 def test_gradcheck(parts: str, dropout_p: float) -> None:
@@ -162,12 +165,12 @@ def test_registration() -> None:
         for a in forward[:5]:
             if a is not None:
                 a.requires_grad_()
-        torch.library.opcheck(layer_norm_fwd, forward)
+        opcheck(layer_norm_fwd, forward)
         backward = _backward_inputs(5, 32, torch.float32, "cpu", parts, dropout_p)
-        torch.library.opcheck(layer_norm_bwd, backward)
+        opcheck(layer_norm_bwd, backward)
         rows = torch.tensor([3, 3, 9, 0, 1])
-        torch.library.opcheck(layer_norm_fwd, [*forward, rows])
-        torch.library.opcheck(layer_norm_bwd, [*backward, rows])
+        opcheck(layer_norm_fwd, [*forward, rows])
+        opcheck(layer_norm_bwd, [*backward, rows])
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])

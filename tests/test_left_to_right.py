@@ -288,7 +288,7 @@ class TestRowsThatAreRead:
             assert all(p.grad is not None for p in model.parameters())
 
     def test_compiles_to_one_graph(self) -> None:
-        _, fast = _pair(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        _, fast = _pair(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_hidden_layers=2)
         other = copy.deepcopy(fast)
         packed, _ = _packed_and_padded()
         expected = _step(other.train(), packed)
@@ -314,7 +314,9 @@ class TestLogits:
 
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize(
-        "keep", [0, 3, torch.tensor([2, 0]), torch.tensor([[1, 2]] * BATCH), torch.rand(BATCH, LENGTH) < 0.5], ids=str
+        "keep",
+        [0, 3, torch.tensor([2, 0]), torch.tensor([[1, 2]] * BATCH), torch.rand(BATCH, LENGTH) < 0.5],
+        ids=["all", "3", "two", "two of each", "a mask"],
     )
     def test_to_keep(self, keep: Tensor | int, training: bool) -> None:
         stock, fast = _pair()
@@ -494,7 +496,7 @@ def test_what_is_to_the_right_changes_nothing(seqlens: list[int], data: st.DataO
 @pytest.mark.kernel
 def test_on_the_kernels(device: str) -> None:
     """A training step with dropout, packed and padded, through the operators as they are served here."""
-    _, fast = _pair()
+    _, fast = _pair(num_hidden_layers=2, num_attention_heads=2)
     fast, other = fast.train().to(device), copy.deepcopy(fast).train().to(device)
     packed, padded = _packed_and_padded(device)
     torch.testing.assert_close(_step(fast, packed, label_rows=_label_rows(packed)), _step(other, padded))
@@ -503,7 +505,7 @@ def test_on_the_kernels(device: str) -> None:
 
 @pytest.mark.kernel
 def test_equals_transformers_on_the_kernels(device: str) -> None:
-    stock, fast = (no_dropout(m.to(device)) for m in _pair())
+    stock, fast = (no_dropout(m.to(device)) for m in _pair(num_hidden_layers=2, num_attention_heads=2))
     _, padded = _packed_and_padded(device)
     labels = padded.pop("shift_labels")
     losses = [_step(m, padded, labels=labels, shift_labels=labels) for m in (stock, fast)]

@@ -113,11 +113,11 @@ def _figures(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in record.items() if k not in clock} for record in read_log(run)]
 
 
-def _process(when: str, run: Path, corpus: Path, config: str, *options: str, processes: int = 1) -> int:
-    """`fastbert pretrain` with the fixture's recipe, as a process, or several under torchrun. Returns its status."""
+def _under_torchrun(killed_at: int, run: Path, corpus: Path, config: str, *options: str) -> int:
+    """The status of `fastbert pretrain` with the fixture's recipe in two processes, of which one is killed once."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--max-restarts", "1", "-m"]
-    command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "tests.pretraining_process", when]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "-m"]
+    command = [sys.executable, "-m", *torchrun, "tests.pretraining_process", str(killed_at)]
     command += ["pretrain", "--config", config, "--data", str(corpus), "--output", str(run)]
     command += ["--steps", "12", "--phases", "32:0.5,64:0.5", "--batch-size", "8", "--seed", "3"]
     command += ["--learning-rate", "1e-3", "--warmup", "2", "--save-every", "4", "--keep", "2", "--log-every", "1"]
@@ -247,41 +247,17 @@ def test_accumulated_batches_are_one_batch(recipe: Recipe, corpus: Path, tmp_pat
     _assert_same(tmp_path / "one", tmp_path / "four", 2e-6)
 
 
-class TestProcesses:
-    """Real ones, started as a user does."""
-
-    def test_two_equal_one_and_a_killed_worker_is_restarted(
-        self, small: str, recipe: Recipe, corpus: Path, tmp_path: Path
-    ) -> None:
-        """Each has half of the batch."""
-        pretrain(
-            replace(recipe, dropout=0.0, sampling=replace(recipe.sampling, window_tokens=1 << 24)),
-            corpus,
-            tmp_path / "one",
-            device=CPU,
-        )
-        assert _process("6", tmp_path / "two", corpus, small, "--dropout", "0", processes=2) == 0
-        assert (tmp_path / "two.killed").exists()
-        _assert_same(tmp_path / "one", tmp_path / "two", 3e-6)
-        for a, b in zip(_figures(tmp_path / "one"), _figures(tmp_path / "two"), strict=True):
-            assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
-
-    def test_fsdp2_equals_one(self, small: str, recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
-        pretrain(
-            replace(recipe, dropout=0.0, sampling=replace(recipe.sampling, window_tokens=1 << 24)),
-            corpus,
-            tmp_path / "one",
-            device=CPU,
-        )
-        options = ("--dropout", "0", "--fsdp")
-        assert _process("fsdp:6", tmp_path / "two", corpus, small, *options, processes=2) == 0
-        assert (tmp_path / "two.killed").exists()
-        _assert_same(tmp_path / "one", tmp_path / "two", 1e-5)
-        stock, loading = transformers.BertForPreTraining.from_pretrained(
-            tmp_path / "two/model", output_loading_info=True
-        )
-        assert not loading["missing_keys"]
-        assert stock.cls.predictions.decoder.weight is stock.bert.embeddings.word_embeddings.weight
+def test_two_processes_equal_one_and_a_killed_one_is_restarted(
+    small: str, recipe: Recipe, corpus: Path, tmp_path: Path
+) -> None:
+    """Under torchrun, as a user starts them: each has half of the batch. Sharded ones: test_checkpoints.py."""
+    recipe = replace(recipe, dropout=0.0, sampling=replace(recipe.sampling, window_tokens=1 << 24))
+    pretrain(recipe, corpus, tmp_path / "one", device=CPU)
+    assert _under_torchrun(6, tmp_path / "two", corpus, small, "--dropout", "0") == 0
+    assert (tmp_path / "two.killed").exists()
+    _assert_same(tmp_path / "one", tmp_path / "two", 3e-6)
+    for a, b in zip(_figures(tmp_path / "one"), _figures(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(

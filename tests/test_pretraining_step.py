@@ -3,7 +3,6 @@
 Against `reference.pretraining_loss`, with dropout on and the same masks; that itself against transformers.
 """
 
-import os
 import re
 from itertools import accumulate
 
@@ -19,7 +18,7 @@ from tests.models import tiny_config
 
 SEED = -987654321
 DROPOUT = {"hidden_dropout_p": 0.2, "attention_dropout_p": 0.3}
-STEPS = 2 if os.environ.get("TRITON_INTERPRET") == "1" else 50  # interpreted, a step takes half a minute
+STEPS = 50
 Batch = dict[str, Tensor]
 
 
@@ -98,13 +97,14 @@ def test_the_reference_is_transformers(activation: str) -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
-@pytest.mark.parametrize("seqlens", [[17, 1, 30], [60, 5, 40]], ids=["apart", "one product"])
+@pytest.mark.parametrize(
+    ("seqlens", "activation"), [([17, 1, 30], "gelu"), ([60, 5, 40], "gelu_new")], ids=["apart", "one product"]
+)
 def test_a_training_step_equals_the_reference(
     seqlens: list[int], activation: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss, and every parameter's gradient, against float64."""
-    model = _model(hidden_act=activation).to(device)
+    model = _model(hidden_act=activation, num_hidden_layers=2, num_attention_heads=2).to(device)
     batch = _batch(seqlens, device)
     seed = torch.tensor(SEED, device=device)
     monkeypatch.setattr("fastbert.functional.draw_seed", lambda device: seed)
@@ -151,7 +151,6 @@ def _fables() -> tuple[list[Batch], int]:
     return batches, 5 + len(vocabulary)
 
 
-@pytest.mark.kernel
 def test_fifty_steps_on_real_text_follow_the_reference(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW in float32, dropout on, the same masks: the loss curve to 1e-4."""
     batches, vocabulary = _fables()
@@ -170,6 +169,5 @@ def test_fifty_steps_on_real_text_follow_the_reference(device: str, monkeypatch:
             optimizer.step()
             curve.append(loss.item())
     actual, expected = (torch.tensor(curve) for curve in curves)
-    if STEPS == 50:
-        assert expected[-8:].mean() < 0.85 * expected[:8].mean(), "it learns nothing"
+    assert expected[-8:].mean() < 0.85 * expected[:8].mean(), "it learns nothing"
     torch.testing.assert_close(actual, expected, atol=0.0, rtol=1e-4)
