@@ -368,12 +368,12 @@ def launch(
     }
     if _attention_tiles.takes_one_block(D, q.dtype, max_seqlen, chip):
         blocks = _attention_tiles.blocks("one_block", D, q.dtype, max_seqlen, chip)
-        grid, B, blocks_per_seq, SLOTS = grid_of(cu_seqlens, T, H, max_seqlen, blocks.N)
+        grid, B, *_ = grid_of(cu_seqlens, T, H, max_seqlen, blocks.N)
         _launch.launch(
             _attention_bwd_one_block_kernel, grid,
             do, q, k, v, o, lse, cu_seqlens, seed, dq, dk, dv, *strides,
-            T, B, H, blocks_per_seq, max_seqlen, scale, keep_p, keep_scale, stream,
-            SLOTS=SLOTS, **flags, **blocks.meta(),
+            T, B, H, None, max_seqlen, scale, keep_p, keep_scale, stream,
+            SLOTS=False, **flags, **blocks.meta(),
         )  # fmt: skip
         return gradients
     delta = torch.empty_like(lse)

@@ -24,9 +24,9 @@ def grid_of(cu_seqlens: Tensor, T: int, H: int, max_seqlen: int, BLOCK: int) -> 
 def tile_of(pid, cu_seqlens_ptr, T, B, blocks_per_seq, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
     """A program's sequence: its number, first token and length; and where in it the program's block starts.
 
-    Without SLOTS every sequence has `blocks_per_seq` programs, which is best for equal lengths. With SLOTS sequence b
-    owns the slots from cu_seqlens[b] // BLOCK + b on: they are as many as it has blocks, or one more, so that
-    T // BLOCK + B programs serve any mix of lengths.
+    Without SLOTS every sequence has `blocks_per_seq` programs, which is best for equal lengths; None is one, known
+    while compiling. With SLOTS sequence b owns the slots from cu_seqlens[b] // BLOCK + b on: they are as many as it has
+    blocks, or one more, so that T // BLOCK + B programs serve any mix of lengths.
     """
     if SLOTS:
         seq = -1
@@ -37,8 +37,11 @@ def tile_of(pid, cu_seqlens_ptr, T, B, blocks_per_seq, SLOTS: tl.constexpr, BLOC
         start = tl.load(cu_seqlens_ptr + seq)
         block = pid - (start // BLOCK + seq)
     else:
-        seq = pid // blocks_per_seq
-        block = pid % blocks_per_seq
+        seq = pid
+        block = pid * 0
+        if blocks_per_seq is not None:
+            seq = pid // blocks_per_seq
+            block = pid % blocks_per_seq
         start = tl.load(cu_seqlens_ptr + seq)
     end = tl.minimum(tl.load(cu_seqlens_ptr + seq + 1), T)
     return seq, start.to(tl.int64), end - start, block * BLOCK
@@ -73,8 +76,11 @@ def poison(
     if seqlen > max_seqlen:
         last = tl.minimum(first + BLOCK, seqlen)
         if not SLOTS:
-            if first == (blocks_per_seq - 1) * BLOCK:
+            if blocks_per_seq is None:
                 last = seqlen  # those behind have no program
+            else:
+                if first == (blocks_per_seq - 1) * BLOCK:
+                    last = seqlen
         _fill(ptr, other_ptr, third_ptr, stride_m, start + first, start + last, D, BLOCK_D)
 
 
