@@ -1,4 +1,4 @@
-"""fastbert info | report | embed | fill-mask | verify | prepare | pretrain | plot | demo.
+"""fastbert info | report | embed | fill-mask | verify | warm-up | prepare | pretrain | plot | demo.
 
 A user's mistake ends with one line on stderr and exit status 1, a wrong option with status 2. torch and transformers
 are imported inside the commands.
@@ -22,9 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, Model, torch_device, torch_dtype
 from fastbert.commands.plot import plot
 from fastbert.commands.prepare import prepare
 from fastbert.commands.pretrain import pretrain
+from fastbert.commands.warm_up import warm_up
 from fastbert.errors import InputError
 from fastbert.terminal import note, progress
 
@@ -49,19 +51,6 @@ _MANY_UNKNOWN = 0.25
 class Pool(str, enum.Enum):
     mean = "mean"
     cls = "cls"
-
-
-class Dtype(str, enum.Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a model on the Hugging Face hub.")
-]
-DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are kept and computed in.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]")]
 
 
 def main() -> None:
@@ -129,8 +118,8 @@ def embed(
         lines = _read_texts(texts)
         embedder = Embedder.from_pretrained(
             model,
-            dtype=_dtype(dtype),
-            device=_device(device),
+            dtype=torch_dtype(dtype),
+            device=torch_device(device),
             pool=pool.value,
             normalize=normalize,
             batch_tokens=batch_tokens,
@@ -169,7 +158,7 @@ def fill_mask_command(
 
     loaded = load_model(AutoModelForMaskedLM, model, may_miss=())
     tokenizer = load_tokenizer(model)
-    loaded = patch(loaded.to(_device(device), _dtype(dtype)))  # type: ignore[arg-type]
+    loaded = patch(loaded.to(torch_device(device), torch_dtype(dtype)))  # type: ignore[arg-type]
     filled = fill_mask(loaded, tokenizer, text, top_k)
     _warn_of_tokenizer(Embedder(loaded, tokenizer).tokenize([text]), model)
     console = Console()
@@ -190,7 +179,7 @@ def report_command(model: Model, *, dtype: DtypeOption = Dtype.fp32, device: Dev
     from fastbert.verify import load_architecture
 
     loaded: torch.nn.Module = patch(load_architecture(model))
-    typer.echo(report(loaded.to(_device(device), _dtype(dtype))))
+    typer.echo(report(loaded.to(torch_device(device), torch_dtype(dtype))))
 
 
 @app.command("verify")
@@ -214,7 +203,7 @@ def verify_command(
     from fastbert.verify import MASKS, load_architecture, verify
 
     lines = None if text is None else _read_texts(text)
-    target = _device(device)
+    target = torch_device(device)
     loaded = load_architecture(model)
     sequences, material = None, "random ids"
     if lines is not None:
@@ -223,12 +212,15 @@ def verify_command(
         sequences = tokenizer(lines[:_VERIFY_TEXTS], truncation=True, max_length=limit)["input_ids"]
         material = f"the first {len(sequences)} of {len(lines)} texts" if len(lines) > _VERIFY_TEXTS else str(text)
     with progress("verifying", len(MASKS), "masks") as advance:
-        found = verify(loaded, sequences, dtype=_dtype(dtype), device=target, tolerance=tolerance, progress=advance)
+        found = verify(
+            loaded, sequences, dtype=torch_dtype(dtype), device=target, tolerance=tolerance, progress=advance
+        )
     _print_verification(found, model, material, dtype.value, tolerance)
     if not found.ok:
         raise typer.Exit(1)
 
 
+app.command("warm-up")(warm_up)
 app.command()(prepare)
 app.command()(pretrain)
 app.command()(plot)
@@ -251,9 +243,9 @@ def demo_command(
     from fastbert.inference import Embedder, load_model, load_tokenizer
     from fastbert.patching import patch
 
-    target = _device(device)
+    target = torch_device(device)
     name = str(demo.find_model()) if model is None else model
-    stock = load_model(AutoModel, name).to(target, _dtype(dtype))  # type: ignore[arg-type]
+    stock = load_model(AutoModel, name).to(target, torch_dtype(dtype))  # type: ignore[arg-type]
     fast = Embedder(patch(copy.deepcopy(stock)), load_tokenizer(name), normalize=True)
     console = Console()
     console.print(
@@ -389,29 +381,6 @@ def _warn_of_tokenizer(tokens: "Tokens", model: str) -> None:
         words = vocabulary.read_text(encoding="utf-8").splitlines()
         if any(word != word.lower() and not word.startswith("[") for word in words):
             note(f"warning: {vocabulary} has capitals, but no tokenizer_config.json: transformers lower-cases the text")
-
-
-def _dtype(dtype: Dtype) -> "torch.dtype":
-    import torch
-
-    return {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}[dtype]
-
-
-def _device(name: str | None) -> "torch.device":
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device must be cpu, cuda or cuda:N, but is {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device must be cpu, cuda or cuda:N, but is {name!r}")
-    gpus = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise InputError(f"--device {name}: PyTorch sees {gpus or 'no'} GPU{'s' if gpus > 1 else ''} here")
-    return device
 
 
 def _gpu(device: "torch.device | str | None" = None) -> str | None:

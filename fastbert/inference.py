@@ -32,6 +32,7 @@ from fastbert.errors import InputError
 from fastbert.families import CLASSES
 from fastbert.families._base import max_tokens as max_tokens
 from fastbert.patching import patch
+from fastbert.warmup import warm_up
 
 POOLS = ("mean", "cls")
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
@@ -156,6 +157,7 @@ class Embedder:
         self.model, self.tokenizer = model, tokenizer
         self.pool, self.normalize = pool, normalize
         self.batch_tokens, self.max_length = batch_tokens, max_length or longest
+        self._warm_to = 0  # tokens of the longest text whose kernels are compiled
 
     @classmethod
     def from_pretrained(
@@ -208,13 +210,15 @@ class Embedder:
     def encode(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> npt.NDArray[np.float32]:
         """(B, N) float32, a row for each text, in their order.
 
-        Longest texts first. On a GPU nothing waits for it before the last batch is launched.
+        Longest texts first. On a GPU the kernels for texts of these lengths are compiled first, in threads, where they
+        are not yet; nothing waits for it before the last batch is launched.
 
         Args:
             progress: called with the number of texts that have just been done, on a GPU launched.
         """
         order = np.argsort(-tokens.lengths, kind="stable")
         order = order[tokens.lengths[order] > 0]
+        self._warm_up(int(tokens.lengths.max(initial=0)))
         on_gpu = self.model.device.type == "cuda"
         sorted_BN = torch.empty(len(order), self.model.config.hidden_size, pin_memory=on_gpu)
         for start, end in _budgeted(tokens.lengths[order], self.batch_tokens):
@@ -226,6 +230,11 @@ class Embedder:
         vectors = np.zeros((len(tokens.lengths), sorted_BN.shape[1]), np.float32)
         vectors[order] = sorted_BN.numpy()
         return vectors
+
+    def _warm_up(self, longest: int) -> None:
+        if longest > self._warm_to:
+            self._warm_to = min(max_tokens(self.model), 1 << (longest - 1).bit_length())
+            warm_up(self.model, max_length=self._warm_to)
 
     @torch.inference_mode()
     def encode_batch(self, tokens: Tokens, rows: npt.NDArray[np.int64]) -> Tensor:

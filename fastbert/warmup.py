@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -187,9 +187,8 @@ def _outermost(model: nn.Module) -> PreTrainedModel:
     known = tuple(fast for fast in CLASSES.values() if issubclass(fast, PreTrainedModel))
     for module in model.modules():
         if isinstance(module, known):
-            assert isinstance(module, PreTrainedModel)
-            # Its batches are (B, choices, L), and its head has no kernels.
-            return module.base_model if "MultipleChoice" in type(module).__name__ else module
+            choices = "MultipleChoice" in type(module).__name__  # batches are (B, choices, L); the head has no kernels
+            return cast(PreTrainedModel, module.base_model if choices else module)
     raise ValueError(f"{type(model).__name__} is not patched")
 
 

@@ -39,7 +39,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 
 
 _compiling: tuple[int, int | None] | None = None  # a thread, and the device that it compiles for
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -53,11 +53,11 @@ def only_compiling(device: int | None = None) -> Iterator[None]:
     """
     global _compiling
     with _ONE_AT_A_TIME:
-        _compiling = threading.get_ident(), device
+        before, _compiling = _compiling, (threading.get_ident(), device)
         try:
             yield
         finally:
-            _compiling = None
+            _compiling = before
 
 
 def chip(device: torch.device) -> Chip:

@@ -106,10 +106,56 @@ def test_report_names_what_is_fused_and_the_way_of_each_product(run: Run, mlm_ch
     assert "32 -> 64 + GELU: PyTorch, not on a GPU" in out
 
 
+def test_warm_up_on_a_cpu_says_that_there_is_nothing_to_do(run: Run, mlm_checkpoint: str) -> None:
+    status, out, err = run("warm-up", mlm_checkpoint, "--training", "--dtype", "bf16")
+    assert (status, err) == (0, "")
+    assert out == f"{mlm_checkpoint}: nothing to compile: Triton kernels run on a GPU only\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "training", "weights", "autocast"),
+    [
+        ([], False, torch.float32, None),
+        (["--dtype", "fp16"], False, torch.float16, None),
+        (["--training"], True, torch.float32, None),
+        (["--training", "--dtype", "bf16"], True, torch.float32, torch.bfloat16),
+    ],
+)
+def test_warm_up(
+    run: Run,
+    mlm_checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    training: bool,
+    weights: torch.dtype,
+    autocast: torch.dtype | None,
+) -> None:
+    asked: list[object] = []
+
+    def warm_up(model: torch.nn.Module, **how: object) -> fastbert.WarmUp:
+        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        asked.extend([type(model), next(model.parameters()).dtype, mixed, how])
+        return fastbert.WarmUp(23, 3.06, 16)
+
+    monkeypatch.setattr(fastbert, "warm_up", warm_up, raising=False)
+    status, out, err = run("warm-up", mlm_checkpoint, "--max-length", 40, "--threads", 3, *options)
+    assert (status, err) == (0, "")
+    assert out == f"{mlm_checkpoint}: 23 kernels compiled or loaded in 3.1 s, on 16 threads\n"
+    how = {"training": training, "max_length": 40, "threads": 3}
+    assert asked == [fastbert.BertForMaskedLM, weights, autocast, how]
+
+
+def test_warm_up_of_longer_texts_than_the_model_takes(run: Run, checkpoint: str) -> None:
+    status, out, err = run("warm-up", checkpoint, "--max-length", 49)
+    assert (status, out) == (1, "")
+    assert is_one_line(err)
+    assert "max_length must be in [1, 48] for this model, but is 49" in err
+
+
 def test_help_lists_the_commands(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    assert all(command in out for command in ("info", "report", "embed", "fill-mask", "verify", "demo"))
+    assert all(command in out for command in ("info", "report", "embed", "fill-mask", "verify", "warm-up", "demo"))
 
 
 def test_embed_writes_a_row_for_each_line(run: Run, checkpoint: str, texts: Path, tmp_path: Path) -> None:

@@ -50,6 +50,17 @@ def test_vectors_of_a_real_encoder_are_transformers() -> None:
     )
 
 
+def test_kernels_are_compiled_for_the_lengths_that_come(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("fastbert.inference.warm_up", lambda model, *, max_length: asked.append((model, max_length)))
+    embedder = Embedder.from_pretrained(checkpoint)
+    for words, longest in ((1, [4]), (2, [4]), (15, [4, 32]), (10, [4, 32]), (100, [4, 32, 48]), (200, [4, 32, 48])):
+        embedder(["dog", "dog " * words])
+        assert asked == [(embedder.model, max_length) for max_length in longest]
+    embedder([])
+    assert len(asked) == 3
+
+
 def test_nothing_is_padded_and_every_text_is_in_one_batch(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder.from_pretrained(checkpoint, batch_tokens=20)
     calls = []

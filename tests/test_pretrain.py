@@ -17,17 +17,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import fastbert
-from fastbert import cli
+from fastbert import cli, warmup
 from fastbert.data.prepare import prepare, train_vocabulary
 from fastbert.data.pretraining import PretrainingBatches, Sampling
 from fastbert.data.readers import Reader
 from fastbert.data.store import Store
 from fastbert.errors import InputError
+from fastbert.kernels import _launch
 from fastbert.training import metrics
 from fastbert.training.plot import plot, read_log
 from fastbert.training.pretraining import pretrain
 from fastbert.training.recipe import Recipe, config_names, load_config
 from fastbert.training.trainer import PretrainingTrainer
+from tests.launches import on_a_gpu
 
 ROOT = Path(__file__).parents[1]
 FABLES = ROOT / "fastbert/assets/fables.jsonl"
@@ -478,3 +480,40 @@ def test_entropy_is_the_corpus_own(corpus: Path) -> None:
     p = counts[counts > 0].double() / counts.sum()
     assert store.entropy == pytest.approx(-(p * p.log()).sum().item(), rel=1e-9)
     assert 0 < store.entropy < math.log(VOCABULARY)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # of those that are served otherwise
+def test_kernels_are_compiled_before_the_first_step(
+    recipe: Recipe, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ahead: list[int] = []
+
+    def warm_up(model: Any, *, training: bool, max_length: int) -> fastbert.WarmUp:
+        assert (training, max_length) == (True, 64)
+        with _launch.only_compiling():
+            assert warmup.rehearse(model, training, max_length) == []
+        ahead.append(len(launches.compiled))
+        return fastbert.WarmUp(ahead[0], 3.25, 16, ("a kernel is too large",))
+
+    monkeypatch.setattr("fastbert.training.kernels.warm_up", warm_up)
+    recipe = replace(recipe, dtype="bf16", sampling=Sampling(batch_size=8, short_sequences=0.5, window_tokens=2000))
+    with on_a_gpu() as launches:
+        pretrain(recipe, corpus, tmp_path / "run", device=CPU)
+    assert ahead[0] > 20
+    assert launches.compiled[ahead[0] :] == []
+    assert launches.launched > 12 * 30
+    lines = capsys.readouterr().err.splitlines()
+    said = f"fastbert: {ahead[0]} kernels compiled or loaded in 3.2 s, on 16 threads"
+    assert lines[lines.index(said) + 1] == "warning: a kernel is too large"
+    assert lines.index(said) < next(i for i, line in enumerate(lines) if line.startswith("step 1:"))
+    log = read_log(tmp_path / "run")
+    assert [record["step"] for record in log] == list(range(13))
+    assert (log[0]["kernels"], log[0]["compile_seconds"], log[0]["compile_threads"]) == (ahead[0], 3.25, 16)
+
+
+def test_a_step_may_have_several_lines_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 4, "loss": 2.0}\n{"step": 4, "kernels": 7}\n{"step": 5, "loss": 1.0}\n'
+    )
+    assert read_log(tmp_path) == [{"step": 4, "loss": 2.0, "kernels": 7}, {"step": 5, "loss": 1.0}]

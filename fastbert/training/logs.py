@@ -43,6 +43,11 @@ def cut(path: Path, step: int) -> None:
     os.replace(draft, path)
 
 
+def append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 class LogFile(TrainerCallback):
     """A JSON object a line, flushed."""
 
@@ -59,9 +64,7 @@ class LogFile(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
-        record = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(self._path, {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
 
 
 class TensorBoard(TrainerCallback):

@@ -32,7 +32,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     path = run / LOG if run.is_dir() else run
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        records = {record["step"]: record for record in map(json.loads, lines)}
+        records: dict[int, dict[str, Any]] = {}
+        for record in map(json.loads, lines):  # a step may have several
+            records[record["step"]] = {**records.get(record["step"], {}), **record}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no log of a run: {error}") from error
     if not records:

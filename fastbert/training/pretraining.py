@@ -14,6 +14,7 @@ from fastbert.data.pretraining import PretrainingBatches
 from fastbert.data.store import Store, read_json, write_json
 from fastbert.errors import InputError
 from fastbert.training import checkpoints, distributed, logs
+from fastbert.training.kernels import CompiledAhead
 from fastbert.training.recipe import Recipe, check_config, differences, load_config
 from fastbert.training.trainer import PretrainingTrainer
 
@@ -77,6 +78,7 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
         args=arguments,
         processing_class=AutoTokenizer.from_pretrained(store.path),
         callbacks=[
+            CompiledAhead(max(phase.max_length for phase in phases), output / logs.LOG),
             logs.Terminal(),
             logs.LogFile(output / logs.LOG),
             logs.TensorBoard(output / logs.TENSORBOARD),
