@@ -216,7 +216,7 @@ def test_all_is_as_it_was() -> None:
     model.bert.encoder.layer[0].eval()
     model.bert.pooler.requires_grad_(False)
     calls = []
-    model.bert.register_forward_hook(lambda *_: calls.append(1))
+    model.bert.register_forward_hook(lambda *_: calls.append(torch._C._is_multithreading_enabled()))
     gradients = {name: torch.randn_like(p) for name, p in model.named_parameters() if p.requires_grad}
     for name, p in model.named_parameters():
         p.grad = gradients.get(name)
@@ -233,6 +233,8 @@ def test_all_is_as_it_was() -> None:
         assert [module.training for module in model.modules()] == modes
     assert torch.is_grad_enabled()
     assert len(calls) > 20
+    assert calls[0]
+    assert not any(calls[1:]), "a GPU's backward would run in another thread, and launch"
     assert fastbert.report(model).packed_calls == 1
     torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0.0, atol=0.0)
     for name, p in model.named_parameters():
