@@ -31,8 +31,7 @@ _TILES = {
     "wgmma": {
         ("fwd", 64): "128x128 w8 s2, 128x64 w4 s2, 64x64 w4 s3, 128x128 w8 s3, 64x128 w4 s2, 128x64 w8 s3 r128,"
         " 128x64 w8 s2 r128, 64x64 w4 s3 r128, 256x64 w8 s3",
-        ("dq", 64): "128x128 w8 s1, 128x64 w8 s2, 64x64 w4 s2, 128x64 w8 s1 r128, 128x128 w8 s2, 64x128 w4 s2,"
-        " 128x64 w8 s2 r128",
+        ("dq", 64): "128x128 w8 s1, 128x64 w8 s2, 64x64 w4 s2, 128x128 w8 s2, 64x128 w4 s2, 128x64 w8 s2 r128",
         ("dkdv", 64): "64x128 w8 s2, 64x64 w4 s2, 32x128 w8 s2, 64x128 w8 s3, 64x128 w8 s1",
         ("one_block", 64): "64x64 w4 s1, 128x128 w8 s1",  # 64: what is longer takes two passes
         ("fwd", 128): "128x128 w8 s1, 128x128 w8 s2, 64x64 w4 s2, 128x64 w8 s3",
@@ -44,14 +43,14 @@ _TILES = {
         ("dq", 64): "128x64 w8 s1, 128x128 w8 s1, 64x64 w4 s2",
         ("dkdv", 64): "64x64 w4 s2, 128x64 w8 s2, 64x128 w8 s1",
         ("fwd", 128): "128x64 w8 s3",
-        ("dq", 128): "128x64 w8 s1, 64x64 w4 s1",
+        ("dq", 128): "128x64 w8 s1",
         ("dkdv", 128): "32x128 w8 s2, 64x64 w8 s1",
     },
     "mma": {
         ("fwd", 64): "128x64 w4 s2, 64x64 w4 s2, 128x32 w4 s3, 64x32 w4 s3",
         ("dq", 64): "64x32 w4 s3, 64x64 w4 s1, 128x32 w8 s2",
-        ("dkdv", 64): "32x64 w4 s1",
-        ("fwd", 128): "64x64 w4 s2, 128x32 w8 s2",
+        ("dkdv", 64): "64x32 w4 s1",
+        ("fwd", 128): "128x32 w8 s2",
     },
 }
 
@@ -333,6 +332,9 @@ def _pairs(
         sums = (4,) if module is embedding else ()  # two of LayerNorm, two token types
         most, warps = answer(1 << 30, N, chip, *sums)
         current = most // chip.processors, warps
+    if chip.capability >= (10, 0):  # where more spill, as in `_norm.programs_and_warps`
+        features = {pair: N * (pair[0] if by_rows else 1) // (32 * pair[1]) for pair in others}
+        others = [pair for pair in others if features[pair] < (128 if by_rows else 32) and pair[0] < 8]
     unit = "rows" if by_rows else "programs"
     return {f"{pair[0]} {unit} w{pair[1]}": candidate(pair) for pair in (current, *others)}
 

@@ -376,7 +376,7 @@ def launch(
         )  # fmt: skip
         return gradients
     delta = torch.empty_like(lse)
-    blocks = _attention_tiles.blocks("dq", D, q.dtype, max_seqlen, chip)
+    blocks = _attention_tiles.blocks("dq", D, q.dtype, max_seqlen, chip, causal)
     grid, B, blocks_per_seq, SLOTS = grid_of(cu_seqlens, T, H, max_seqlen, blocks.M)
     _launch.launch(
         _attention_bwd_dq_kernel, grid,

@@ -156,7 +156,7 @@ def _launch_fwd(
     if cu_seqlens.shape[0] == 1:  # no sequence, no program
         return o.fill_(float("nan")), lse.fill_(float("nan"))
     BLOCK_D = max(16, triton.next_power_of_2(D))
-    blocks = _attention_tiles.blocks("fwd", D, q.dtype, max_seqlen, _launch.chip(q.device))
+    blocks = _attention_tiles.blocks("fwd", D, q.dtype, max_seqlen, _launch.chip(q.device), causal)
     grid, B, blocks_per_seq, SLOTS = grid_of(cu_seqlens, T, H, max_seqlen, blocks.M)
     _launch.launch(
         _attention_fwd_kernel, grid,
