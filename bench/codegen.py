@@ -72,7 +72,7 @@ def report(launch: Launch) -> Report:
 
 
 def _may_spill(launch: Launch) -> bool:
-    """What no BERT has: heads wider than 128, in IEEE float32 than 64; more than 4096 features in LayerNorm's backward."""
+    """What no BERT has: heads wider than 128, in IEEE float32 than 64; LayerNorm's backward beyond 4096 features."""
     wide_head = launch.named.get("HEAD_DIM", 0) > (64 if launch.dtype == "fp32" else 128)
     return wide_head or (launch.named.get("N", 0) > 4096 and "_bwd_" in launch.kernel)
 
