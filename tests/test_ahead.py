@@ -9,6 +9,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+
+pytest.importorskip("triton")
+
 import torch
 import triton
 from triton.runtime.driver import driver

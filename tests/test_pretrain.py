@@ -34,7 +34,7 @@ from fastbert.training.plot import plot, read_log
 from fastbert.training.pretraining import pretrain
 from fastbert.training.recipe import Recipe, config_names, load_config
 from fastbert.training.trainer import PretrainingTrainer
-from tests.launches import on_a_gpu
+from tests.optional import needs
 
 ROOT = Path(__file__).parents[1]
 FABLES = ROOT / "fastbert/assets/fables.jsonl"
@@ -463,6 +463,7 @@ def test_entropy_is_the_corpus_own(corpus: Path) -> None:
     assert 0 < store.entropy < math.log(VOCABULARY)
 
 
+@needs("triton")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # of those that are served otherwise
 def test_kernels_are_compiled_before_the_first_step(
@@ -479,6 +480,8 @@ def test_kernels_are_compiled_before_the_first_step(
 
     monkeypatch.setattr("fastbert.training.kernels.warm_up", warm_up)
     recipe = replace(recipe, dtype="bf16", sampling=Sampling(batch_size=8, short_sequences=0.5, window_tokens=2000))
+    from tests.launches import on_a_gpu
+
     with on_a_gpu() as launches:
         pretrain(recipe, corpus, tmp_path / "run", device=CPU)
     assert ahead[0] > 20

@@ -115,7 +115,7 @@ def test_pasted_lines_say_what_was_tried(question: Question) -> None:
             assert {key: value} == take
             continue
         chip = _launch.Chip((9, 0), 132)
-        if question.attribute == "_blocks":
+        if question.attribute == "blocks":
             assert value == take(key, question.case["head_dim"], torch.bfloat16, 512, chip)
         elif question.attribute == "rows_and_warps":
             assert (key, value) == (question.case["hidden"], take(key))

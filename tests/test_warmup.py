@@ -10,6 +10,9 @@ from threading import current_thread
 from typing import Any
 
 import pytest
+
+pytest.importorskip("triton")
+
 import torch
 import torch.distributed as dist
 from torch import nn
