@@ -18,7 +18,7 @@ else:
         def __call__(self, _function: Any) -> "_Missing":
             return self
 
-        def __getitem__(self, _grid: Any) -> Any:
+        def run(self, *_args: Any, **_options: Any) -> Any:
             raise ModuleNotFoundError("a kernel needs Triton, which is not installed", name="triton")
 
     class tl:  # type: ignore[no-redef]
