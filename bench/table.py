@@ -67,7 +67,7 @@ def dropout_ratios(run: Run) -> list[tuple[Row, float]]:
     """How many times as long fastbert's attention takes with dropout as without."""
     found = []
     for row in run.find("attention"):
-        if not row.case["dropout"] or OURS not in row.timings:
+        if not row.case.get("dropout") or OURS not in row.timings:
             continue
         for other in run.find("attention", **{**row.case, "dropout": 0.0}):
             if OURS in other.timings:

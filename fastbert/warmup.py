@@ -9,8 +9,8 @@ import contextlib
 import inspect
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from fastbert.families import CLASSES, _base
 from fastbert.kernels import _launch
 
+TRIES = 20
 LENGTHS = (16, 32, 64, 128)  # tiles shrink with a shorter longest sequence; all that are longer have the same
 
 
@@ -78,7 +79,7 @@ def warm_up(
 
     threads = threads or _cores()
     kernels, failures = 0, dict[str, None]()
-    with ThreadPoolExecutor(threads, "fastbert warm-up") as pool:
+    with _Compilers(threads, "fastbert warm-up") as pool:
         for device in devices:
             only = device if len(devices) > 1 else None
             with AsyncCompileMode(pool, ignore_errors=True) as mode, _launch.only_compiling(only):
@@ -190,6 +191,24 @@ def _outermost(model: nn.Module) -> PreTrainedModel:
             choices = "MultipleChoice" in type(module).__name__  # batches are (B, choices, L); the head has no kernels
             return cast(PreTrainedModel, module.base_model if choices else module)
     raise ValueError(f"{type(model).__name__} is not patched")
+
+
+class _Compilers(ThreadPoolExecutor):
+    """Threads that try again where they disturbed each other.
+
+    Older Pythons count how deep `ast.parse` is for all threads in one place, and raise a SystemError where that is off.
+    Triton would keep the failure, and raise it in the first step.
+    """
+
+    def submit(self, function: Any, /, *args: Any, **named: Any) -> Future[Any]:
+        return super().submit(_undisturbed, partial(function, *args, **named))
+
+
+def _undisturbed(function: Callable[[], Any]) -> Any:
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(SystemError):
+            return function()
+    return function()
 
 
 def _load(device: int, compiled: Any) -> str | None:

@@ -17,7 +17,7 @@ import triton
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from bench import ahead, codegen, tune
+from bench import ahead, codegen, launch_cases, tune
 from bench.ahead import Ahead, Launch
 from fastbert.kernels import _launch, layer_norm
 
@@ -100,7 +100,7 @@ def run_as_on_a_gpu(question: tune.Question, monkeypatch: pytest.MonkeyPatch) ->
     M, N = question.case["tokens"], question.case["hidden"]
     x, residual = torch.empty(2, M, N, dtype=torch.bfloat16).unbind()
     x_bias, weight, bias = torch.empty(3, N, dtype=torch.bfloat16).unbind()
-    launch = codegen._launcher("layer_norm_fwd")
+    launch = launch_cases._launcher("layer_norm_fwd")
     with (
         triton.knobs.compilation.scope(),
         mock.patch.object(_launch, "chip", return_value=HOPPER),

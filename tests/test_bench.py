@@ -268,7 +268,8 @@ def test_what_is_not_installed_says_so() -> None:
 
 
 def pytest_bench(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ours = "TRITON_INTERPRET", "PYTEST_XDIST"  # pytest-benchmark measures nothing in a worker
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     command = [sys.executable, "-m", "pytest", *arguments, "--benchmark", "--smallest", "--device", "cpu", "-q"]
     return subprocess.Popen(
         [*command, "-p", "no:cacheprovider"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, **options

@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from triton import OutOfResources, knobs
+from triton.compiler import ASTSource
 
 import fastbert
 from fastbert import warmup
@@ -317,6 +318,30 @@ def test_kernels_are_compiled_in_threads_once(tmp_path: Path, monkeypatch: pytes
             assert "cannot be launched: OutOfResources: out of resource: shared memory" in str(done)
             with pytest.raises(OutOfResources):
                 step(model, random.Random(0), 16)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_what_a_thread_lost_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own fault, `AST constructor recursion depth mismatch`, where several threads parse at a time."""
+    model = make_model("BertModel", num_hidden_layers=1).eval()
+    make_ir = ASTSource.make_ir
+    threads = []
+
+    def disturbed(*arguments: Any, **named: Any) -> Any:
+        threads.append(current_thread().name)
+        if len(threads) in (2, 3):
+            raise SystemError("AST constructor recursion depth mismatch (before=33, after=125)")
+        return make_ir(*arguments, **named)
+
+    monkeypatch.setattr(ASTSource, "make_ir", disturbed)
+    with knobs.cache.scope(), on_a_gpu(compiles=True) as launches:
+        knobs.cache.dir = str(tmp_path)
+        done = fastbert.warm_up(model, max_length=16, threads=2)
+        assert (done.kernels, done.failures) == (4, ())
+        assert len(threads) == 6
+        launches.compiled.clear()
+        step(model, random.Random(0), 16)
+        assert launches.compiled == []
 
 
 def test_mistakes() -> None:
