@@ -1,24 +1,22 @@
 """BERT's encoder on packed tokens: embeddings, self-attention, feed-forward, each from a model's own leaf modules.
 
 Reads like the paper (Devlin et al. 2018, https://arxiv.org/abs/1810.04805) and knows neither backend nor family: the
-families say which of their modules play which part. A leaf's parameters are read only where it is PyTorch's own
-module, untouched; a leaf that somebody replaced or hooked (LoRA, quantisation, offloading) is called instead.
+families say which of their modules play which part. A leaf's parameters are read where it is PyTorch's own module,
+untouched; one that is not, and may take packed tokens all the same (LoRA, quantisation), is called: `fastbert.touched`.
 
 Dimension key:  T packed tokens   N features   H heads   D head size
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeGuard, TypeVar, cast
+from collections.abc import Callable, Set
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
-from fastbert import functional
+from fastbert import functional, touched
 from fastbert.packing import Packing
-
-Leaf = TypeVar("Leaf", bound=nn.Module)
+from fastbert.touched import CALLED, Role, gelu_form
 
 
 class Run(NamedTuple):
@@ -28,58 +26,35 @@ class Run(NamedTuple):
         packing: where sequences start and end.
         seed: () int64, of this pass's dropout masks; None where nothing is dropped.
         causal: a token sees itself and what is to its left, as in a decoder.
+        called: the leaves that are called; the others are read.
+        mask: what transformers' attention takes as its mask, where padding is computed too; else None.
     """
 
     packing: Packing
     seed: Tensor | None
     causal: bool = False
+    called: Set[nn.Module] = frozenset()
+    mask: Tensor | None = None
 
 
-def is_plain(module: nn.Module, kind: type[Leaf]) -> TypeGuard[Leaf]:
-    """Whether reading the module's parameters is the same as calling it."""
-    if type(module) is not kind or is_hooked(module):
-        return False
-    for parameter in module.__dict__["_parameters"].values():
-        if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
-            return False
-    return True
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody else looks at what goes into the module or comes out."""
-    own = module.__dict__  # asked for every leaf in every call, so no detour through Module.__getattr__
-    if "forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]:
-        return True
-    return bool(own["_backward_hooks"] or own["_backward_pre_hooks"])
-
-
-def why_not_plain(module: nn.Module, kind: type[nn.Module]) -> str | None:
-    """Why a leaf module is called instead of fused, or None: for people."""
-    if is_plain(module, kind):
-        return None
-    return f"{type(module).__name__} is called" + (", it is hooked or wrapped" if type(module) is kind else "")
+def why_called(module: nn.Module, role: Role) -> str | None:
+    """Why a leaf is called instead of fused, or None: for people."""
+    why = role(module)
+    return f"{type(module).__name__} is called" if why == CALLED else why
 
 
 def why_not_gelu(dense: nn.Module, activation: nn.Module) -> str | None:
     """Why `linear_activation` cannot be one operator, or None: for people."""
     if gelu_form(activation) is None:
         return f"{type(activation).__name__} is no GELU"
-    if is_plain(dense, nn.Linear) and dense.bias is None:
+    if touched.linear(dense) is None and dense.bias is None:
         return "a Linear without a bias"
-    return why_not_plain(dense, nn.Linear)
+    return why_called(dense, touched.linear) or why_called(activation, touched.activation)
 
 
-def gelu_form(activation: object) -> str | None:
-    """ "none" (erf) or "tanh" for an activation that is a GELU, None for another one."""
-    return _GELU_FORMS.get(type(activation))
-
-
-_GELU_FORMS: dict[type, str] = {
-    type(ACT2FN["gelu"]): "none",
-    nn.GELU: "none",
-    type(ACT2FN["gelu_new"]): "tanh",
-    type(ACT2FN["gelu_pytorch_tanh"]): "tanh",
-}
+def why_not_feed_forward(inner: nn.Module, activation: nn.Module, outer: nn.Module, norm: nn.Module) -> str | None:
+    """Why `feed_forward` cannot be one operator, or None: for people."""
+    return why_not_gelu(inner, activation) or why_called(outer, touched.linear) or why_called(norm, touched.norm)
 
 
 def dropout_p(dropout: nn.Module) -> float:
@@ -91,10 +66,10 @@ def embed(
     input_ids: Tensor,
     position_ids: Tensor,
     token_type_ids: Tensor,
-    word: nn.Module | Tensor,
-    position: nn.Module,
-    token_type: nn.Module,
-    norm: nn.Module,
+    word: nn.Embedding | Tensor,
+    position: nn.Embedding,
+    token_type: nn.Embedding,
+    norm: nn.LayerNorm,
     dropout: nn.Module,
     run: Run,
     stream: int = 0,
@@ -108,42 +83,21 @@ def embed(
     Returns:
         (T, N)
     """
-    padding_idx = word.padding_idx if isinstance(word, nn.Module) and _is_plain_table(word) else None
-    (input_ids, words), (position_ids, positions), (token_type_ids, token_types) = (
-        _rows(ids, table) for ids, table in ((input_ids, word), (position_ids, position), (token_type_ids, token_type))
-    )
-    p = dropout_p(dropout)
-    if not is_plain(norm, nn.LayerNorm):
-        h_TN = words[input_ids] + token_types[token_type_ids] + positions[position_ids]
-        return F.dropout(norm(h_TN), p)
     return functional.embedding(
         input_ids,
         position_ids,
         token_type_ids,
-        words,
-        positions,
-        token_types,
+        word if isinstance(word, Tensor) else word.weight,
+        position.weight,
+        token_type.weight,
         norm.weight,
         norm.bias,
         eps=norm.eps,
-        padding_idx=padding_idx,
-        dropout_p=p,
+        padding_idx=None if isinstance(word, Tensor) else word.padding_idx,
+        dropout_p=dropout_p(dropout),
         seed=run.seed,
         stream=stream,
     )
-
-
-def _is_plain_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
-    return is_plain(module, nn.Embedding) and module.max_norm is None and not module.sparse
-
-
-def _rows(ids: Tensor, table: nn.Module | Tensor) -> tuple[Tensor, Tensor]:
-    """The ids, and the table to look them up in; where a module must be called, its output is the table."""
-    if isinstance(table, Tensor):
-        return ids, table
-    if _is_plain_table(table):
-        return ids, table.weight
-    return torch.arange(ids.shape[0], device=ids.device), table(ids)
 
 
 def self_attention(
@@ -159,7 +113,7 @@ def self_attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T) v within each sequence, causal as the run is; all heads side by side. (T, N) to (T, H D)."""
-    q, k, v = _query_key_value(hidden_TN, query, key, value, head_dim)
+    q, k, v = _query_key_value(hidden_TN, query, key, value, head_dim, run)
     o_THD = functional.attention(
         q,
         k,
@@ -176,7 +130,7 @@ def self_attention(
 
 
 def _query_key_value(
-    hidden_TN: Tensor, query: nn.Module, key: nn.Module, value: nn.Module, head_dim: int
+    hidden_TN: Tensor, query: nn.Module, key: nn.Module, value: nn.Module, head_dim: int, run: Run
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """q, k, v: (T, H, D); or q: (T, 3, H, D), one product with all three, where that is worth joining the weights.
 
@@ -185,10 +139,10 @@ def _query_key_value(
     the features that costs more than it saves.
     """
     T, N = hidden_TN.shape
-    if 2 * N <= T and is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear):
-        weights: list[Tensor] = [projection.weight for projection in (query, key, value)]
-        biases: list[Tensor] = [projection.bias for projection in (query, key, value) if projection.bias is not None]
-        if len(biases) in (0, 3):
+    if 2 * N <= T and run.called.isdisjoint((query, key, value)):
+        weights: list[Tensor] = [cast(Tensor, projection.weight) for projection in (query, key, value)]
+        biases = [cast(Tensor, projection.bias) for projection in (query, key, value) if projection.bias is not None]
+        if len(biases) in (0, 3) and len({weight.shape for weight in weights}) == 1:
             qkv = functional.linear(hidden_TN, torch.cat(weights), torch.cat(biases) if biases else None)
             return qkv.unflatten(-1, (3, -1, head_dim)), None, None
     q, k, v = (projection(hidden_TN).unflatten(-1, (-1, head_dim)) for projection in (query, key, value))
@@ -209,12 +163,13 @@ def project_and_add(
 
     rows: (M,) int64, which of the tokens these are, where they are not all.
     """
-    if not is_plain(norm, nn.LayerNorm):
+    if norm in run.called:
         return cast(Tensor, norm(F.dropout(dense(x), dropout_p(dropout)) + residual_TN))
-    if is_plain(dense, nn.Linear):
-        x, x_bias = functional.linear(x, dense.weight), dense.bias
-    else:
+    if dense in run.called:
         x, x_bias = dense(x), None
+    else:
+        plain = cast(nn.Linear, dense)
+        x, x_bias = functional.linear(x, plain.weight), plain.bias
     return _add_and_normalise(x, x_bias, dropout, norm, residual_TN, run, stream, rows)
 
 
@@ -222,12 +177,13 @@ def _add_and_normalise(
     x: Tensor,
     x_bias: Tensor | None,
     dropout: nn.Module,
-    norm: nn.LayerNorm,
+    norm: nn.Module,
     residual_TN: Tensor,
     run: Run,
     stream: int,
     rows: Tensor | None,
 ) -> Tensor:
+    norm = cast(nn.LayerNorm, norm)
     return functional.layer_norm(
         x,
         norm.weight,
@@ -242,44 +198,42 @@ def _add_and_normalise(
     )
 
 
+def fuses_feed_forward(
+    inner: nn.Module, activation: nn.Module, outer: nn.Module, norm: nn.Module, called: Set[nn.Module]
+) -> bool:
+    """Whether `feed_forward` can take these."""
+    if gelu_form(activation) is None or inner.bias is None:
+        return False
+    return inner not in called and outer not in called and norm not in called
+
+
 def feed_forward(
     x: Tensor,
-    inner: nn.Module,
+    inner: nn.Linear,
     activation: nn.Module,
-    outer: nn.Module,
+    outer: nn.Linear,
     dropout: nn.Module,
-    norm: nn.Module,
+    norm: nn.LayerNorm,
     run: Run,
     stream: int,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm(dropout(outer(activation(inner(x)))) + x), the second half of a layer.
+    """LayerNorm(dropout(outer(activation(inner(x)))) + x), the second half of a layer, where `fuses_feed_forward`.
 
     rows: (M,) int64, which of the tokens these are, where they are not all.
-
-    Raises:
-        TypeError: if `why_not_feed_forward` has a reason.
     """
-    form = gelu_form(activation)
-    if form is None or not is_plain(inner, nn.Linear) or not is_plain(outer, nn.Linear):
-        raise TypeError(f"not fused: {why_not_feed_forward(inner, activation, outer, norm)}")
-    if not is_plain(norm, nn.LayerNorm):
-        raise TypeError(f"not fused: {why_not_plain(norm, nn.LayerNorm)}")
+    form = cast(str, gelu_form(activation))
     y = functional.feed_forward(x, inner.weight, inner.bias, outer.weight, approximate=form)
     return _add_and_normalise(y, outer.bias, dropout, norm, x, run, stream, rows)
 
 
-def why_not_feed_forward(inner: nn.Module, activation: nn.Module, outer: nn.Module, norm: nn.Module) -> str | None:
-    """Why `feed_forward` cannot be one operator, or None."""
-    return why_not_gelu(inner, activation) or why_not_plain(outer, nn.Linear) or why_not_plain(norm, nn.LayerNorm)
-
-
-def linear_activation(x: Tensor, dense: nn.Module, activation: nn.Module) -> Tensor:
+def linear_activation(x: Tensor, dense: nn.Module, activation: nn.Module, called: Set[nn.Module]) -> Tensor:
     """activation(dense(x)), in one operator where that is a GELU."""
     form = gelu_form(activation)
-    if form is None or not is_plain(dense, nn.Linear) or dense.bias is None:
+    if form is None or dense in called or dense.bias is None:
         return cast(Tensor, activation(dense(x)))
-    return functional.linear_gelu(x, dense.weight, dense.bias, approximate=form)
+    plain = cast(nn.Linear, dense)
+    return functional.linear_gelu(x, plain.weight, plain.bias, approximate=form)
 
 
 def run_layers(

@@ -23,6 +23,7 @@ from fastbert.packing import DEBUG, check_cu_seqlens
 
 __all__ = [
     "attention",
+    "divide",
     "draw_seed",
     "embedding",
     "feed_forward",
@@ -31,6 +32,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_gelu",
 ]
+
+MAX_HEAD_DIM, MAX_FEATURES = 256, 8192  # of the kernels
 
 
 def draw_seed(device: torch.device | str) -> Tensor:
@@ -209,8 +212,8 @@ def attention(
         if t is not None and t.shape != q.shape:
             raise ValueError(f"{name} is {_shape(t)}, but q {_shape(q)}")
     D = q.shape[-1]
-    if not 0 < D <= 256:
-        raise ValueError(f"head_dim must be in [1, 256], but is {D}")
+    if not 0 < D <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be in [1, {MAX_HEAD_DIM}], but is {D}")
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens must be (batch + 1,) int32, but is {_shape(cu_seqlens)} {cu_seqlens.dtype}")
     _check_devices(q, k=k, v=v, cu_seqlens=cu_seqlens)
@@ -316,8 +319,8 @@ def linear_cross_entropy(
         num_items: what the sum is divided by; the number of labels where it is None.
 
     Returns:
-        () at least float32. NaN where there is no label and no num_items, as in PyTorch; on a GPU, where nothing waits
-        for the labels, also where one is out of range.
+        () at least float32. NaN where there is no label and no num_items, as in PyTorch, with gradients of 0; on a
+        GPU, where nothing waits for the labels, NaN also where one is out of range.
 
     Raises:
         ValueError: if shapes or devices do not fit together, or on a CPU a label is out of range.
@@ -341,7 +344,15 @@ def linear_cross_entropy(
     loss, *_ = linear_cross_entropy_fwd(
         _rows(x), _rows(weight), bias, labels, ignore_index, need_dx, need_dweight or need_dbias
     )
-    return cast(Tensor, loss / (counted.sum() if num_items is None else num_items))
+    return divide(loss, counted.sum() if num_items is None else num_items)
+
+
+def divide(total: Tensor, items: Tensor | int) -> Tensor:
+    """total / items; of no items it is NaN or infinite as ever, but its gradient 0: there was nothing to learn."""
+    if isinstance(items, int):
+        return total / items if items != 0 else total.detach() / items + 0.0 * total
+    nothing = items == 0
+    return torch.where(nothing, total.detach() / items, total / items.masked_fill(nothing, 1))
 
 
 def _check_approximate(approximate: str) -> None:
@@ -378,8 +389,8 @@ def _seed(seed: Tensor | None, dropout_p: float, like: Tensor) -> Tensor | None:
 
 
 def _check_norm(weight: Tensor, bias: Tensor, N: int) -> None:
-    if not 0 < N <= 8192:
-        raise ValueError(f"there must be 1 to 8192 features, but there are {N}")
+    if not 0 < N <= MAX_FEATURES:
+        raise ValueError(f"there must be 1 to {MAX_FEATURES} features, but there are {N}")
     for name, t in (("weight", weight), ("bias", bias)):
         if t.shape != (N,):
             raise ValueError(f"{name} is {_shape(t)}, not ({N},)")

@@ -1,6 +1,7 @@
 """The drop-in classes: transformers' names, arguments and outputs, on the packed encoder."""
 
-from fastbert.families.bert import (
+from fastbert.families.bert import BertModel
+from fastbert.families.bert_heads import (
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -9,7 +10,6 @@ from fastbert.families.bert import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertLMHeadModel,
-    BertModel,
 )
 
 __all__ = [

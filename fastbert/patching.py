@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fastbert import _library
-from fastbert.families import CLASSES, _base
+from fastbert.families import CLASSES, _base, _subclasses
 from fastbert.kernels import _product
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -19,7 +19,13 @@ _RESIDUAL_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
 def patch(
-    model: Model, *, strict: bool = False, residual_dtype: str | None = None, last_layer_subset: bool = True
+    model: Model,
+    *,
+    strict: bool = False,
+    residual_dtype: str | None = None,
+    last_layer_subset: bool = True,
+    lazy_logits: bool = True,
+    padded_rows: str = "zeros",
 ) -> Model:
     """Let a loaded model run on the packed encoder, in place.
 
@@ -32,23 +38,41 @@ def patch(
             as transformers has them.
         last_layer_subset: in masked-LM training, run the last layer's products only for the tokens that somebody
             reads: those with a label, and the first of each sequence where there is a pooler.
+        lazy_logits: in masked-LM training, compute the logits of all tokens only when somebody reads them.
+        padded_rows: "zeros" for hidden states and logits of padding, which then costs nothing; "computed" for
+            transformers' values, for models that read them: ColBERT's query vectors of [MASK], whose mask is 0, or a
+            loss over all rows. A batch with padding then costs what a full one of its size does, and its attention is
+            transformers' own.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: if the model contains nothing that fastbert knows.
+        ValueError: if the model contains nothing that fastbert knows, or an option is none of these.
     """
+    if padded_rows not in ("zeros", "computed"):
+        raise ValueError(f"padded_rows must be 'zeros' or 'computed', but is {padded_rows!r}")
     if residual_dtype not in _RESIDUAL_DTYPES:
         raise ValueError(f"residual_dtype must be 'bf16', 'fp16' or None, but is {residual_dtype!r}")
-    if not any(isinstance(m, PreTrainedModel) and _known(type(m)) for m in model.modules()):
-        known = ", ".join(sorted(c.__name__ for c in CLASSES if issubclass(c, PreTrainedModel)))
-        inside = sorted({type(m).__name__ for m in model.modules() if isinstance(m, PreTrainedModel)})
-        raise ValueError(
-            f"{' with '.join([type(model).__name__, *inside[:1]])} is no model that fastbert knows: {known}"
-        )
-    _base.swap(model, CLASSES, _base.State(strict, _RESIDUAL_DTYPES[residual_dtype], last_layer_subset))
+    if not any(isinstance(m, PreTrainedModel) and _base.fast_class(type(m)) for m in model.modules()):
+        raise ValueError(_why_unknown(model))
+    _base.swap(
+        model,
+        _base.Options(
+            strict, _RESIDUAL_DTYPES[residual_dtype], last_layer_subset, lazy_logits, padded_rows == "computed"
+        ),
+    )
     return model
+
+
+def _why_unknown(model: nn.Module) -> str:
+    inside = sorted({type(m) for m in model.modules() if isinstance(m, PreTrainedModel)}, key=lambda c: c.__name__)
+    known = ", ".join(sorted(c.__name__ for c in CLASSES if issubclass(c, PreTrainedModel)))
+    what = " with ".join([type(model).__name__, *(c.__name__ for c in inside[:1])])
+    close = [c for c in inside if any(base in CLASSES for base in c.__mro__)]
+    if close:
+        return f"{what} cannot be patched: {_subclasses.why_not(close[0], CLASSES)}"
+    return f"{what} is no model that fastbert knows: {known}"
 
 
 def unpatch(model: Model) -> Model:
@@ -57,13 +81,9 @@ def unpatch(model: Model) -> Model:
     Raises:
         ValueError: if nothing in the model is patched.
     """
-    if not _base.unswap(model, CLASSES):
+    if not _base.unswap(model):
         raise ValueError(f"{type(model).__name__} is not patched")
     return model
-
-
-def _known(kind: type) -> bool:
-    return kind in CLASSES or kind in CLASSES.values()
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ def report(model: nn.Module) -> Report:
     Raises:
         ValueError: if nothing in the model is patched.
     """
-    fast = [m for m in model.modules() if type(m) in CLASSES.values()]
+    fast = [m for m in model.modules() if _base.is_fast(type(m))]
     if not fast:
         raise ValueError(f"{type(model).__name__} is not patched")
     fused: Counter[str] = Counter()

@@ -230,7 +230,7 @@ class TestReplacedParts:
             layer.attention = Wrapper(layer.attention)
         inputs = batch("BertModel", mask_named("right"))
         torch.testing.assert_close(fast(**inputs).last_hidden_state, stock(**inputs).last_hidden_state)
-        assert fastbert.report(fast).fallbacks == {"a part that fastbert does not know: Wrapper": 1}
+        assert fastbert.report(fast).fallbacks == {"encoder.layer.1.attention: a Wrapper in its place": 1}
 
     def test_frozen_parameters_get_no_gradient(self) -> None:
         stock, fast = pair("BertForTokenClassification")

@@ -1,5 +1,6 @@
 """How each transformers family maps onto the encoder. A family is one file; `patch` finds its classes in CLASSES."""
 
-from fastbert.families import bert
+from fastbert.families import bert, bert_heads
+from fastbert.families._base import CLASSES
 
-CLASSES = {**bert.CLASSES}
+__all__ = ["CLASSES", "bert", "bert_heads"]

@@ -1,18 +1,53 @@
-"""What all families share: swapping classes, falling back, and losses that honour gradient accumulation."""
+"""What all families share: swapping classes, surveys, and falling back to transformers."""
 
 import functools
 import inspect
+import types
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
+from torch.autograd import forward_ad
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import output_capturing
 
+from fastbert import touched
+from fastbert.families import _losses, _subclasses
+
 _STATE = "_fastbert"
+CLASSES: dict[type, type] = {}  # transformers' class: fastbert's of the same name
+
+
+def register(*fast: type) -> None:
+    """Let `patch` know fastbert's classes, each made from transformers' class of the same name."""
+    for kind in fast:
+        original = next(base for base in kind.__mro__[1:] if base.__name__ == kind.__name__)
+        CLASSES[original] = kind
+        touched.remember(original)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a patched model runs.
+
+    Attributes:
+        strict: raise where a call would fall back.
+        residual_dtype: of the hidden states between layers under autocast; None for what transformers has, float32.
+        last_layer_subset: in masked-LM training, run the last layer only for the rows that somebody reads.
+        lazy_logits: in masked-LM training, compute logits when they are read.
+        compute_padding: hidden states of padding are transformers', not zeros.
+    """
+
+    strict: bool = False
+    residual_dtype: torch.dtype | None = None
+    last_layer_subset: bool = True
+    lazy_logits: bool = True
+    compute_padding: bool = False
 
 
 @dataclass
@@ -20,17 +55,19 @@ class State:
     """What fastbert remembers in a patched module.
 
     Attributes:
-        strict: raise where a call would fall back.
-        residual_dtype: of the hidden states between layers under autocast; None for what transformers has, float32.
-        last_layer_subset: in masked-LM training, run the last layer only for the rows that somebody reads.
         packed_calls: forward passes through the packed path.  fallbacks: the others, by reason.
+        forced: why calls must fall back, while a head does so.
+        survey: of the module's parts; made anew for a copy.
     """
 
-    strict: bool = False
-    residual_dtype: torch.dtype | None = None
-    last_layer_subset: bool = True
+    options: Options = field(default_factory=Options)
     packed_calls: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
+    forced: str | None = None
+    survey: touched.Survey | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"survey": None}
 
 
 def state(module: nn.Module) -> State:
@@ -39,33 +76,62 @@ def state(module: nn.Module) -> State:
     return found if isinstance(found, State) else State()
 
 
-def swap(root: nn.Module, classes: Mapping[type, type], options: State) -> list[nn.Module]:
-    """Give every module whose class stands in `classes` the fastbert class of the same name, in place.
+def swap(root: nn.Module, options: Options) -> list[nn.Module]:
+    """Give every module of a class that fastbert knows fastbert's class of the same name, in place.
 
     Returns:
         The modules that have a fastbert class now.
     """
     found = []
     for module in root.modules():
-        if type(module) in classes:
-            module.__class__ = classes[type(module)]
-        elif type(module) not in classes.values():
+        kind = type(module)
+        fast = fast_class(kind)
+        if fast is None:
             continue
+        if fast is not kind:
+            _become(module, fast)
         found.append(module)
         if isinstance(module, PreTrainedModel):
             record_outputs(module)
-        module.__dict__[_STATE] = State(options.strict, options.residual_dtype, options.last_layer_subset)
+        module.__dict__[_STATE] = State(options)
     return found
 
 
-def unswap(root: nn.Module, classes: Mapping[type, type]) -> list[nn.Module]:
+def unswap(root: nn.Module) -> list[nn.Module]:
     """Undo `swap`. Returns the modules that have transformers' class again."""
-    originals = {fast: stock for stock, fast in classes.items()}
-    found = [module for module in root.modules() if type(module) in originals]
-    for module in found:
-        module.__class__ = originals[type(module)]
-        module.__dict__.pop(_STATE, None)
+    originals = {fast: stock for stock, fast in CLASSES.items()}
+    found = []
+    for module in root.modules():
+        kind = type(module)
+        original = originals.get(kind) or _subclasses.original(kind)
+        if original is not None:
+            _become(module, original)
+            module.__dict__.pop(_STATE, None)
+            found.append(module)
     return found
+
+
+def fast_class(kind: type) -> type | None:
+    """fastbert's class for a module's class: for a subclass of transformers' that keeps its forward, one is made."""
+    if kind in CLASSES:
+        return CLASSES[kind]
+    if is_fast(kind):
+        return kind
+    return _subclasses.fast(kind, CLASSES)
+
+
+def is_fast(kind: type) -> bool:
+    """Whether it is a class of fastbert's."""
+    return kind in CLASSES.values() or _subclasses.original(kind) is not None
+
+
+def _become(module: nn.Module, kind: type) -> None:
+    """Change a module's class, and what others keep of its old one: `forward`, put aside in the module itself."""
+    old = cast(Any, type(module)).forward
+    module.__class__ = kind
+    for name, value in module.__dict__.items():
+        if isinstance(value, types.MethodType) and value.__self__ is module and value.__func__ is old:
+            module.__dict__[name] = types.MethodType(cast(Any, kind.forward), module)
 
 
 def max_tokens(model: PreTrainedModel) -> int:
@@ -84,96 +150,113 @@ class FellBack(RuntimeError):
     """A call that cannot take the packed path, in a model patched with strict=True."""
 
 
-def fall_back(module: nn.Module, reason: str) -> None:
+def fall_back(module: nn.Module, reason: str, *, packed: bool = False) -> None:
     """Count a call that transformers' own forward will serve.
 
+    packed: the batch came packed.
+
     Raises:
-        FellBack: if the model is strict.
+        FellBack: if the model is strict. ValueError: for a packed batch, which transformers would not take.
     """
     known = state(module)
-    if known.strict:
+    if known.options.strict:
         raise FellBack(f"{type(module).__name__} cannot run packed ({reason}), and strict=True")
     if not torch.compiler.is_compiling():
         known.fallbacks[reason] += 1
+    if packed:
+        raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
 
 
-def mean_over_items(mean: Tensor, labels: Tensor, num_items: Tensor | int) -> Tensor:
-    """The mean over this batch's labels as a share of the mean over all batches that are accumulated."""
-    here = (labels != -100).sum()
-    return torch.where(here > 0, mean, 0.0) * here / num_items
+def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) -> touched.Survey:
+    """What is known of a module's parts, kept while it holds. Compiled code keeps what it was when it was traced."""
+    known = state(module)
+    if torch.compiler.is_compiling():
+        _survey_when_traced(module)
+    elif known.survey is None or not known.survey.holds():
+        known.survey = touched.Survey(module, facts)
+    return cast(touched.Survey, known.survey)
+
+
+@torch.compiler.assume_constant_result
+def _survey_when_traced(module: nn.Module) -> bool:
+    state(module).survey = touched.Survey(module)
+    return True
+
+
+def why_transformers(config: PretrainedConfig, eager_attention: Callable[..., Any]) -> str | None:
+    """Why a call falls back for what is outside of its model, or None.
+
+    eager_attention: the family's own, as it is now.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    name = config._attn_implementation
+    attention = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS.get(name)
+    where = getattr(attention, "__module__", None)
+    if where is not None and not where.startswith(("transformers.", "kernels.")):
+        return f"an attention of one's own: {name}"
+    return touched.why_all_touched()
+
+
+@contextmanager
+def forced(root: nn.Module, reason: str) -> Iterator[None]:
+    """Let the models inside fall back, uncounted: a head has done so."""
+    states = [state(module) for module in root.modules() if isinstance(module, PreTrainedModel)]
+    for known in states:
+        known.forced = reason
+    try:
+        yield
+    finally:
+        for known in states:
+            known.forced = None
 
 
 def same_signature(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a forward that replaces transformers' own: the Trainer and others look at its arguments by name."""
+    """For a forward that replaces transformers' own: the Trainer and others look at its arguments by name.
+
+    Bound to a model that is not patched any more, it is transformers' own.
+    """
 
     def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
-        forward.__signature__ = inspect.signature(stock.forward)  # type: ignore[attr-defined]
-        return forward
+        def packed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+            if _STATE not in self.__dict__:
+                return stock.forward(self, *args, **kwargs)
+            return forward(self, *args, **kwargs)
+
+        return _like(stock, forward, packed)
 
     return decorate
 
 
-def honour_num_items(stock: type[PreTrainedModel]) -> Callable[..., Any]:
-    """A head's forward whose loss is divided by `num_items_in_batch` where that is given.
+def head_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`same_signature` for a head that works on packed hidden states: transformers' own where a part is touched."""
+    plain = _losses.honour_num_items(stock)
 
-    transformers' Trainer passes it and then leaves the division by the accumulation steps to the model, but BERT's
-    heads ignore it: https://github.com/huggingface/transformers/issues/47688.
-    """
-    stock_forward = stock.forward
-    parameters = inspect.signature(stock_forward)
+    def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def packed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+            reason = survey(self).first()
+            if reason is None:
+                return forward(self, *args, **kwargs)
+            fall_back(self, reason, packed=kwargs.get("cu_seq_lens_q") is not None)
+            for name in ("max_labels", "label_rows", "num_sequences_in_batch"):
+                kwargs.pop(name, None)
+            if kwargs.get("shift_labels") is not None:
+                kwargs.setdefault("labels", kwargs["shift_labels"])
+            with forced(self, reason):
+                return plain(self, *args, **kwargs)
 
-    @functools.wraps(stock_forward)
-    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        num_items = kwargs.pop("num_items_in_batch", None)
-        if num_items is None:
-            return stock_forward(self, *args, **kwargs)
-        labels = parameters.bind(self, *args, **kwargs).arguments.get("labels")
-        return_dict = kwargs.pop("return_dict", None)
-        output = stock_forward(self, *args, **kwargs, return_dict=True)
-        if labels is not None:
-            output["loss"] = mean_over_items(output.loss, labels, num_items)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return same_signature(stock)(packed)
 
-    return forward
+    return decorate
 
 
-class Deferred:
-    """Logits that nobody has read yet.
-
-    In training only the rows with a label are projected onto the vocabulary. The others are computed, once, when the
-    user reads them.
-    """
-
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self._compute: Callable[[], Tensor] | None = compute
-        self._value: Tensor | None = None
-
-    def read(self) -> Tensor:
-        if self._compute is not None:
-            self._value, self._compute = self._compute(), None
-        assert self._value is not None
-        return self._value
-
-
-class DeferredFields:
-    """Mixed into an output class: attribute, key, index and `to_tuple` read a Deferred; `items` leaves it alone.
-
-    `items` must, because accelerate walks it in every mixed-precision step.
-    """
-
-    _built = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]  # looks at every field, in some versions by attribute
-        object.__setattr__(self, "_built", True)
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        return value.read() if isinstance(value, Deferred) and self._built else value
-
-    def __getitem__(self, key: Any) -> Any:
-        value = super().__getitem__(key)  # type: ignore[misc]
-        if isinstance(value, tuple):  # a slice
-            return tuple(v.read() if isinstance(v, Deferred) else v for v in value)
-        return value.read() if isinstance(value, Deferred) else value
+def _like(stock: type[PreTrainedModel], forward: Callable[..., Any], packed: Callable[..., Any]) -> Callable[..., Any]:
+    functools.update_wrapper(packed, forward)
+    del packed.__wrapped__  # type: ignore[attr-defined]
+    packed.__signature__ = inspect.signature(stock.forward)  # type: ignore[attr-defined]
+    packed.__annotations__ = dict(inspect.unwrap(stock.forward).__annotations__)
+    return packed

@@ -19,11 +19,11 @@ from fastbert.packing import DEBUG, Packing
 
 @dataclass(frozen=True)
 class Limits:
-    """The sizes of a model's embedding tables, and where they lie."""
+    """The sizes of a model's embedding tables, None where a module serves that is none; and where they lie."""
 
-    vocab_size: int
-    type_vocab_size: int
-    max_position_embeddings: int
+    vocab_size: int | None
+    type_vocab_size: int | None
+    max_position_embeddings: int | None
     hidden_size: int
     device: torch.device
 
@@ -69,6 +69,7 @@ class Inputs:
         pads_first: some sequence starts with padding, so that its row's first token is none of it.
         labels_on_padding: a loss would need hidden states that are not computed.
         labelled: where the head wants to know.
+        padding_mask: (B, L), where padding is computed like other tokens, and is packed: then there is some.
     """
 
     packing: Packing
@@ -79,6 +80,7 @@ class Inputs:
     pads_first: bool = False
     labels_on_padding: bool = False
     labelled: Labelled | None = None
+    padding_mask: Tensor | None = None
 
 
 def rectangle(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
@@ -119,15 +121,18 @@ def prepare(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     token_labels: TokenLabels | None = None,
+    *,
+    compute_padding: bool = False,
 ) -> Inputs:
     """Check a batch and pack it.
 
     Args:
         input_ids: (B, L), or inputs_embeds: (B, L, N).
-        attention_mask: (B, L), 0 where a token is padding.
-        token_type_ids, position_ids: (B, L) or (1, L).
+        attention_mask: (B, L), 0 where a token is padding; or (1, L).
+        token_type_ids, position_ids: (B, L), or what broadcasts to it.
         cu_seqlens, max_seqlen: for a batch that comes packed, (1, T), without attention_mask.
-        token_labels: left to the head where their shape is another.
+        token_labels: B L of them, in any shape.
+        compute_padding: padding is a token like the others, that nobody attends to.
 
     Raises:
         ValueError: naming the argument and the bound. TypeError: for an argument that is no tensor.
@@ -145,21 +150,18 @@ def prepare(
     for name, t in given.items():
         if t is not None and t.device != limits.device:
             raise ValueError(f"{name} is on {t.device}, but the model on {limits.device}")
-    for name in ("token_type_ids", "position_ids"):
-        t = given[name]
-        if t is not None and (t.ndim != 2 or t.shape[1] != L or t.shape[0] not in (1, B)):
-            raise ValueError(f"{name} is {tuple(t.shape)}, not ({B}, {L}) as the batch")
-        if t is not None and t.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{name} must be int64 or int32, but is {t.dtype}")
-    if attention_mask is not None and attention_mask.shape != (B, L):
+    token_type_ids = _broadcast("token_type_ids", token_type_ids, B, L)
+    position_ids = _broadcast("position_ids", position_ids, B, L)
+    if attention_mask is not None and attention_mask.shape not in ((B, L), (1, L)):
         raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, not ({B}, {L}) as the batch")
+    attention_mask = None if attention_mask is None else attention_mask.expand(B, L)
     if inputs_embeds is not None and inputs_embeds.shape[2] != limits.hidden_size:
         raise ValueError(
             f"inputs_embeds has {inputs_embeds.shape[2]} features, but hidden_size is {limits.hidden_size}"
         )
 
-    if token_labels is not None and token_labels.labels.shape != (B, L):
-        token_labels = None
+    if token_labels is not None:
+        token_labels = token_labels._replace(labels=as_token_labels(token_labels.labels, (B, L)))
     if token_labels is not None and token_labels.rows is not None:
         rows = token_labels.rows
         if cu_seqlens is None:
@@ -181,12 +183,18 @@ def prepare(
         packing = Packing.full(B, L, limits.device)
     else:
         packing, count, on_padding = _packing_from_mask(attention_mask, token_labels)
-    if position_ids is None and packing.max_seqlen > limits.max_position_embeddings and cu_seqlens is not None:
-        raise ValueError(f"a sequence of {packing.max_seqlen} tokens, {_position_bound(limits)}")
-    if position_ids is None and cu_seqlens is None and limits.max_position_embeddings < L:
-        raise ValueError(f"the batch is {L} tokens long, {_position_bound(limits)}")
+    padding_mask = None
+    if compute_padding and packing.indices is not None:
+        packing, padding_mask, on_padding = Packing.full(B, L, limits.device), attention_mask, False
+    positions = limits.max_position_embeddings
+    if position_ids is None and positions is not None:
+        if packing.max_seqlen > positions and cu_seqlens is not None:
+            raise ValueError(f"a sequence of {packing.max_seqlen} tokens, but max_position_embeddings is {positions}")
+        if cu_seqlens is None and positions < L:
+            raise ValueError(f"the batch is {L} tokens long, but max_position_embeddings is {positions}")
 
     inputs = _pack(packing, (B, L), input_ids, token_type_ids, position_ids, inputs_embeds)
+    inputs = replace(inputs, padding_mask=padding_mask)
     if on_padding:
         inputs = replace(inputs, labels_on_padding=True)
     elif token_labels is not None and token_labels.find:
@@ -197,6 +205,27 @@ def prepare(
             restarts = _restarts(position_ids.expand(B, L), attention_mask)
         return replace(inputs, pads_first=_check_values(inputs, limits, restarts))
     return inputs
+
+
+def _broadcast(name: str, ids: Tensor | None, B: int, L: int) -> Tensor | None:
+    if ids is None:
+        return None
+    if ids.ndim == 0 or ids.ndim > 2 or any(n not in (1, of) for n, of in zip(ids.shape[::-1], (L, B), strict=False)):
+        raise ValueError(f"{name} is {tuple(ids.shape)}, not ({B}, {L}) as the batch")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} must be int64 or int32, but is {ids.dtype}")
+    return ids.expand(B, L)
+
+
+def as_token_labels(labels: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, L): transformers takes labels of any shape, for it flattens them.
+
+    Raises:
+        ValueError: if there are not B L of them.
+    """
+    if labels.numel() != shape[0] * shape[1]:
+        raise ValueError(f"labels is {tuple(labels.shape)}, not {tuple(shape)} as the batch")
+    return labels.reshape(shape)
 
 
 @torch.compiler.disable
@@ -290,6 +319,7 @@ def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None) -> bo
     }
     if inputs.inputs_embeds is not None:
         del named["input_ids"]
+    named = {name: of for name, of in named.items() if of[1] is not None}
     extremes = [bound for ids, _, _ in named.values() for bound in torch.aminmax(ids)]
     pads_first = (packing.first(packing.position_ids[:, None]) > 0).any()
     *values, restarted, padded = torch.stack(
@@ -315,7 +345,3 @@ def _restarts(position_ids_BL: Tensor, attention_mask: Tensor | None) -> Tensor:
     after, before = position_ids_BL[:, 1:], position_ids_BL[:, :-1]
     counts = ((after - before == 1) | (after == 0) | ~both_valid).all(-1)
     return (counts & ((after == 0) & (before > 0) & both_valid).any(-1)).any()
-
-
-def _position_bound(limits: Limits) -> str:
-    return f"but max_position_embeddings is {limits.max_position_embeddings}"

@@ -6,29 +6,24 @@ states, (T, N); without one it is transformers' own, which is how calls fall bac
 Dimension key:  B batch   L padded length   T packed tokens   N features   V vocabulary   M labelled rows
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
-    QuestionAnsweringModelOutput,
-    TokenClassifierOutput,
 )
 from transformers.models.bert import modeling_bert as stock
-from transformers.utils.generic import can_return_tuple
 
-from fastbert import encoder, functional
+from fastbert import encoder, functional, touched
 from fastbert.encoder import Run
-from fastbert.families import _base, _inputs
+from fastbert.families import _base, _inputs, _losses
 from fastbert.kernels import _launch
 from fastbert.packing import Packing
+from fastbert.touched import Each, Parts, container
 
 Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
 Products = list[tuple[int, int, str | None]]  # of a module: features in and out, and the form of a GELU behind it
@@ -36,17 +31,27 @@ Products = list[tuple[int, int, str | None]]  # of a module: features in and out
 
 def _product(dense: nn.Module, activation: nn.Module | None = None) -> Products:
     """None of a module that is called: what it computes is its own business."""
-    if not encoder.is_plain(dense, nn.Linear):
+    if touched.linear(dense) is not None:
         return []
-    return [(dense.in_features, dense.out_features, encoder.gelu_form(activation))]
+    dense = cast(nn.Linear, dense)
+    return [(dense.in_features, dense.out_features, touched.gelu_form(activation))]
 
 
 class BertEmbeddings(stock.BertEmbeddings):
+    parts: ClassVar[Parts] = {
+        "word_embeddings": touched.table,
+        "position_embeddings": touched.unpadded_table,
+        "token_type_embeddings": touched.unpadded_table,
+        "LayerNorm": touched.norm,
+        "dropout": touched.dropout,
+    }
+    buffers_read = ("position_ids", "token_type_ids")
+
     def forward(
         self, *args: Any, run: Run | None = None, inputs: _inputs.Inputs | None = None, **kwargs: Any
     ) -> Tensor:
         if run is None or inputs is None:
-            return super().forward(*args, **kwargs)
+            return stock.BertEmbeddings.forward(self, *args, **kwargs)
         hidden_TN = encoder.embed(
             inputs.input_ids,
             inputs.position_ids,
@@ -58,19 +63,46 @@ class BertEmbeddings(stock.BertEmbeddings):
             self.dropout,
             run,
         )
-        dtype = _base.state(self).residual_dtype
+        return self.as_residual(hidden_TN)
+
+    def as_residual(self, hidden_TN: Tensor) -> Tensor:
+        """In the dtype of the hidden states between layers."""
+        dtype = _base.state(self).options.residual_dtype
         if dtype is None or not torch.is_autocast_enabled(hidden_TN.device.type):
             return hidden_TN
         return hidden_TN.to(dtype)
 
+    def why_changed(self) -> str | None:
+        """Buffers that transformers reads and fastbert does not."""
+        positions, token_types = self._buffers.get("position_ids"), self._buffers.get("token_type_ids")
+        if positions is None or not touched.can_look_at(positions):
+            return None
+        if not torch.equal(positions[0], torch.arange(positions.shape[-1], device=positions.device)):
+            return "position_ids are not 0, 1, 2, ..."
+        if token_types is not None and bool(token_types.any()):
+            return "token_type_ids are not zeros"
+        return None
+
     def fusions(self) -> Fusions:
-        return [("embedding sum + LayerNorm + dropout", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+        touches = touched.Survey(self).touches
+        return [("embedding sum + LayerNorm + dropout", str(touches[0]) if touches else None)]
 
 
 class BertSelfAttention(stock.BertSelfAttention):
+    parts: ClassVar[Parts] = {
+        "query": touched.linear,
+        "key": touched.linear,
+        "value": touched.linear,
+        "dropout": touched.dropout_rate,
+    }
+    facts = ("is_causal", "attention_head_size")
+
     def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
         if run is None:
-            return super().forward(hidden_states, *args, **kwargs)
+            return stock.BertSelfAttention.forward(self, hidden_states, *args, **kwargs)
+        if run.mask is not None:
+            padded_BLN = hidden_states.view(*run.packing.shape, -1)
+            return stock.BertSelfAttention.forward(self, padded_BLN, run.mask)[0].flatten(0, 1)
         return encoder.self_attention(
             hidden_states,
             self.query,
@@ -83,8 +115,16 @@ class BertSelfAttention(stock.BertSelfAttention):
             dropout_p=self.dropout.p if self.training else 0.0,
         )
 
+    def why_changed(self) -> str | None:
+        """What transformers reads of this module and the kernels cannot have otherwise."""
+        if bool(self.is_causal) != bool(self.config.is_decoder):
+            return "it was not built with config.is_decoder as it is now"
+        if self.attention_head_size > functional.MAX_HEAD_DIM:
+            return f"a head of {self.attention_head_size} features, more than {functional.MAX_HEAD_DIM}"
+        return None
+
     def fusions(self) -> Fusions:
-        return [("packed attention", None)]
+        return [("packed attention", self.why_changed())]
 
     def products(self) -> Products:
         """All three at once, as where there are tokens enough."""
@@ -92,6 +132,8 @@ class BertSelfAttention(stock.BertSelfAttention):
 
 
 class BertSelfOutput(stock.BertSelfOutput):
+    parts: ClassVar[Parts] = {"dense": touched.linear, "LayerNorm": touched.norm, "dropout": touched.dropout}
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -102,19 +144,21 @@ class BertSelfOutput(stock.BertSelfOutput):
         rows: Tensor | None = None,
     ) -> Tensor:
         if run is None:
-            return super().forward(hidden_states, input_tensor)
+            return stock.BertSelfOutput.forward(self, hidden_states, input_tensor)
         return encoder.project_and_add(
             hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream, rows
         )
 
     def fusions(self) -> Fusions:
-        return [("bias + dropout + residual + LayerNorm", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+        return [("bias + dropout + residual + LayerNorm", encoder.why_called(self.LayerNorm, touched.norm))]
 
     def products(self) -> Products:
         return _product(self.dense)
 
 
 class BertAttention(stock.BertAttention):
+    parts: ClassVar[Parts] = {"self": container(BertSelfAttention), "output": container(BertSelfOutput)}
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -125,7 +169,7 @@ class BertAttention(stock.BertAttention):
         **kwargs: Any,
     ) -> Any:
         if run is None:
-            return super().forward(hidden_states, *args, **kwargs)
+            return stock.BertAttention.forward(self, hidden_states, *args, **kwargs)
         context = self.self(hidden_states, run=run, stream=stream)
         if rows is not None:
             context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
@@ -133,10 +177,12 @@ class BertAttention(stock.BertAttention):
 
 
 class BertIntermediate(stock.BertIntermediate):
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if _launch.why_not(hidden_states.device) is not None:
-            return super().forward(hidden_states)
-        return encoder.linear_activation(hidden_states, self.dense, self.intermediate_act_fn)
+    parts: ClassVar[Parts] = {"dense": touched.linear, "intermediate_act_fn": touched.activation}
+
+    def forward(self, hidden_states: Tensor, *, run: Run | None = None) -> Tensor:
+        if run is None:
+            return stock.BertIntermediate.forward(self, hidden_states)
+        return encoder.linear_activation(hidden_states, self.dense, self.intermediate_act_fn, run.called)
 
     def fusions(self) -> Fusions:
         return [("linear + bias + GELU", encoder.why_not_gelu(self.dense, self.intermediate_act_fn))]
@@ -146,6 +192,8 @@ class BertIntermediate(stock.BertIntermediate):
 
 
 class BertOutput(stock.BertOutput):
+    parts: ClassVar[Parts] = {"dense": touched.linear, "LayerNorm": touched.norm, "dropout": touched.dropout}
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -156,19 +204,25 @@ class BertOutput(stock.BertOutput):
         rows: Tensor | None = None,
     ) -> Tensor:
         if run is None:
-            return super().forward(hidden_states, input_tensor)
+            return stock.BertOutput.forward(self, hidden_states, input_tensor)
         return encoder.project_and_add(
             hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream, rows
         )
 
     def fusions(self) -> Fusions:
-        return [("bias + dropout + residual + LayerNorm", encoder.why_not_plain(self.LayerNorm, nn.LayerNorm))]
+        return [("bias + dropout + residual + LayerNorm", encoder.why_called(self.LayerNorm, touched.norm))]
 
     def products(self) -> Products:
         return _product(self.dense)
 
 
 class BertLayer(stock.BertLayer):
+    parts: ClassVar[Parts] = {
+        "attention": container(BertAttention),
+        "intermediate": container(BertIntermediate),
+        "output": container(BertOutput),
+    }
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -180,11 +234,14 @@ class BertLayer(stock.BertLayer):
     ) -> Any:
         """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
         if run is None:
-            return super().forward(hidden_states, *args, **kwargs)
+            return stock.BertLayer.forward(self, hidden_states, *args, **kwargs)
         attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
         inner, output = self.intermediate, self.output
-        if self._why_not_one_operator() is not None:
-            return output(inner(attended), attended, run=run, stream=stream + 2, rows=rows)
+        if run.called and not run.called.isdisjoint((inner, output)):
+            return output(inner(attended, run=run), attended, run=run, stream=stream + 2, rows=rows)
+        modules = inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm
+        if not encoder.fuses_feed_forward(*modules, run.called):
+            return output(inner(attended, run=run), attended, run=run, stream=stream + 2, rows=rows)
         return encoder.feed_forward(
             attended,
             inner.dense,
@@ -197,17 +254,10 @@ class BertLayer(stock.BertLayer):
             rows,
         )
 
-    def _why_not_one_operator(self) -> str | None:
-        """Why the halves of the feed-forward are called one after the other, or None."""
-        inner, output = self.intermediate, self.output
-        return (
-            encoder.why_not_plain(inner, BertIntermediate)
-            or encoder.why_not_plain(output, BertOutput)
-            or encoder.why_not_feed_forward(inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm)
-        )
-
     def fusions(self) -> Fusions:
-        return [("feed-forward in one operator, its GELU not kept", self._why_not_one_operator())]
+        inner, output = self.intermediate, self.output
+        why = encoder.why_not_feed_forward(inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm)
+        return [("feed-forward in one operator, its GELU not kept", why)]
 
 
 @dataclass
@@ -216,6 +266,8 @@ class _Encoded(BaseModelOutputWithPastAndCrossAttentions):
 
 
 class BertEncoder(stock.BertEncoder):
+    parts: ClassVar[Parts] = {"layer": Each(container(BertLayer))}
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -226,7 +278,7 @@ class BertEncoder(stock.BertEncoder):
         **kwargs: Any,
     ) -> Any:
         if run is None:
-            return super().forward(hidden_states, *args, **kwargs)
+            return stock.BertEncoder.forward(self, hidden_states, *args, **kwargs)
         last, hidden, before = encoder.run_layers(hidden_states, self.layer, run, wanted or set(), rows)
         return _Encoded(
             last_hidden_state=last, hidden_states=cast(Any, hidden), last_layer_input=None if rows is None else before
@@ -234,13 +286,20 @@ class BertEncoder(stock.BertEncoder):
 
 
 class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if _launch.why_not(hidden_states.device) is not None:
-            return super().forward(hidden_states)
-        hidden_states = encoder.linear_activation(hidden_states, self.dense, self.transform_act_fn)
-        if not encoder.is_plain(self.LayerNorm, nn.LayerNorm):
-            return cast(Tensor, self.LayerNorm(hidden_states))
+    parts: ClassVar[Parts] = {
+        "dense": touched.linear,
+        "transform_act_fn": touched.activation,
+        "LayerNorm": touched.norm,
+    }
+
+    def forward(self, hidden_states: Tensor, *, called: Set[nn.Module] | None = None) -> Tensor:
+        """called: leaves that are not read; transformers' own way where it is None."""
+        if called is None:
+            return stock.BertPredictionHeadTransform.forward(self, hidden_states)
+        hidden_states = encoder.linear_activation(hidden_states, self.dense, self.transform_act_fn, called)
         norm = self.LayerNorm
+        if norm in called:
+            return cast(Tensor, norm(hidden_states))
         return functional.layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
 
     def fusions(self) -> Fusions:
@@ -251,21 +310,41 @@ class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
 
 
 class BertLMPredictionHead(stock.BertLMPredictionHead):
+    parts: ClassVar[Parts] = {"transform": container(BertPredictionHeadTransform), "decoder": touched.linear}
+
     def forward(
-        self, hidden_states: Tensor, labels: Tensor | None = None, num_items: Tensor | int | None = None
+        self,
+        hidden_states: Tensor,
+        *,
+        called: Set[nn.Module] | None = None,
+        labels: Tensor | None = None,
+        num_items: Tensor | int | None = None,
     ) -> Tensor:
-        """Logits, (..., V); with labels, (M,), of hidden states (M, N), their cross-entropy."""
+        """Logits, (..., V); with labels, (M,), of hidden states (M, N), their cross-entropy.
+
+        called: leaves that are not read; transformers' own way where it is None.
+        """
+        if called is None:
+            return cast(Tensor, stock.BertLMPredictionHead.forward(self, hidden_states))
+        hidden_states = self.transform(hidden_states, called=called)
         if labels is None:
-            return cast(Tensor, super().forward(hidden_states))  # type: ignore[no-untyped-call]
-        hidden_MN = self.transform(hidden_states)
-        if encoder.is_plain(self.decoder, nn.Linear):
-            return functional.linear_cross_entropy(
-                hidden_MN, self.decoder.weight, self.decoder.bias, labels, num_items=num_items
-            )
-        return _cross_entropy(self.decoder(hidden_MN), labels, num_items)
+            return cast(Tensor, self.decoder(hidden_states))
+        if self.decoder in called:
+            return _losses.cross_entropy(self.decoder(hidden_states), labels, num_items=num_items)
+        return functional.linear_cross_entropy(
+            hidden_states, self.decoder.weight, self.decoder.bias, labels, num_items=num_items
+        )
 
     def fusions(self) -> Fusions:
-        return [("MLM head: labelled rows only", encoder.why_not_plain(self.decoder, nn.Linear))]
+        return [("MLM head: labelled rows only", encoder.why_called(self.decoder, touched.linear))]
+
+
+class BertOnlyMLMHead(stock.BertOnlyMLMHead):
+    parts: ClassVar[Parts] = {"predictions": container(BertLMPredictionHead)}
+
+
+class BertPreTrainingHeads(stock.BertPreTrainingHeads):
+    parts: ClassVar[Parts] = {"predictions": container(BertLMPredictionHead)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,23 +354,31 @@ class PackedHidden:
     Attributes:
         all_TN: returns all of them, or computes them.
         labelled: which tokens have a label, where the head asked for that.  labelled_MN: their hidden states.
+        computed_later: what all_TN calls.
     """
 
     all_TN: Callable[[], Tensor]
     packing: Packing
     labelled: _inputs.Labelled | None = None
     labelled_MN: Tensor | None = None
+    computed_later: Sequence[nn.Module] = ()
 
 
-class _Built:
+class Built:
     """Built directly (not patched later), a model gets fastbert's classes in all of its parts."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        _base.swap(cast(nn.Module, self), CLASSES, _base.State())
+        _base.swap(cast(nn.Module, self), _base.Options())
 
 
-class BertModel(_Built, stock.BertModel):
+class BertModel(Built, stock.BertModel):
+    parts: ClassVar[Parts] = {
+        "embeddings": container(BertEmbeddings),
+        "encoder": container(BertEncoder),
+        "pooler": touched.container(stock.BertPooler),
+    }
+
     @_base.same_signature(stock.BertModel)
     def forward(
         self,
@@ -315,8 +402,11 @@ class BertModel(_Built, stock.BertModel):
             ValueError: naming the argument and the bound, see `fastbert.families._inputs`.
         """
         keep_packed, token_labels = kwargs.pop("_keep_packed", False), kwargs.pop("_token_labels", None)
-        reason = kwargs.pop("_fall_back", None) or self._why_not_packed(
-            encoder_hidden_states, past_key_values, use_cache, attention_mask, kwargs
+        forced = _base.state(self).forced
+        reason = (
+            forced
+            or kwargs.pop("_fall_back", None)
+            or self._why_not_packed(encoder_hidden_states, past_key_values, use_cache, attention_mask, kwargs)
         )
         cu_seqlens = kwargs.get("cu_seq_lens_q")
         inputs = None
@@ -331,16 +421,17 @@ class BertModel(_Built, stock.BertModel):
                 cu_seqlens,
                 kwargs.get("max_length_q"),
                 token_labels,
+                compute_padding=_base.state(self).options.compute_padding,
             )
             if inputs.labels_on_padding:
                 reason = "labels on padding"
             elif inputs.pads_first and self.pooler is not None:
                 reason = "the pooler reads each row's first token, and one is padding"
         if inputs is None or reason is not None:
-            _base.fall_back(self, reason or "")
-            if cu_seqlens is not None:
-                raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
-            return super().forward(
+            if forced is None:
+                _base.fall_back(self, reason or "", packed=cu_seqlens is not None)
+            return stock.BertModel.forward(
+                self,
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 token_type_ids=token_type_ids,
@@ -352,10 +443,9 @@ class BertModel(_Built, stock.BertModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        packing = inputs.packing
-        drops = self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0
-        seed = functional.draw_seed(packing.cu_seqlens.device) if drops else None
-        run = Run(packing, seed, causal=bool(self.config.is_decoder))
+        packing, survey = inputs.packing, self.survey()
+        seed = functional.draw_seed(packing.cu_seqlens.device) if survey.drops() else None
+        run = Run(packing, seed, bool(self.config.is_decoder), survey.called)
         if not torch.compiler.is_compiling():
             _base.state(self).packed_calls += 1
 
@@ -363,7 +453,25 @@ class BertModel(_Built, stock.BertModel):
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         wanted = _wanted(selection, layers + 1)
         rows = self._rows_read(inputs, selection)
-        embedded_TN = self.embeddings(run=run, inputs=inputs)
+        if survey.within("embeddings") is None:
+            embedded_TN = self.embeddings(run=run, inputs=inputs)
+            if "embeddings.word_embeddings" in survey.hooked and not embedded_TN.requires_grad:
+                embedded_TN.requires_grad_(torch.is_grad_enabled())  # what the hook does
+        else:
+            embedded_BLN = cast(nn.Module, self.embeddings)(
+                input_ids=input_ids,
+                position_ids=packing.position_ids[None]
+                if position_ids is None and cu_seqlens is not None
+                else position_ids,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                past_key_values_length=0,
+            )
+            embedded_TN = self.embeddings.as_residual(packing.pack(embedded_BLN))
+        if inputs.padding_mask is not None:
+            like_BLN = embedded_TN.view(*packing.shape, -1)
+            masks = cast(Any, self)._create_attention_masks(inputs.padding_mask, None, like_BLN, None, None)
+            run = run._replace(mask=masks[0])
         encoded = self.encoder(embedded_TN, run=run, wanted=wanted, rows=rows)
         hidden_TN = encoded.last_hidden_state
         pooled = None
@@ -400,13 +508,15 @@ class BertModel(_Built, stock.BertModel):
         selection: of hidden states, as in `output_hidden_states`.
         """
         layers = self.encoder.layer
-        if not _base.state(self).last_layer_subset:
+        if not _base.state(self).options.last_layer_subset:
             return "last_layer_subset=False"
         if selection is not None and selection is not False:
             return "output_hidden_states"
-        if not layers or any(encoder.is_hooked(module) for module in layers[-1].modules()):
-            return "the last layer is hooked" if layers else "there is no layer"
-        return None
+        if len(layers) == 0:
+            return "there is no layer"
+        last = f"encoder.layer.{len(layers) - 1}"
+        hooked = any(path == last or path.startswith(f"{last}.") for path in self.survey().hooked)
+        return "the last layer is hooked" if hooked else None
 
     def _packed_hidden(
         self, encoded: _Encoded, inputs: _inputs.Inputs, rows: Tensor | None, run: Run
@@ -416,7 +526,8 @@ class BertModel(_Built, stock.BertModel):
             labelled_MN = None if labelled is None else hidden_TN.index_select(0, labelled.rows)
             return PackedHidden(lambda: hidden_TN, inputs.packing, labelled, labelled_MN)
         all_TN = encoder.last_layer(cast(Tensor, encoded.last_layer_input), self.encoder.layer, run)
-        return PackedHidden(all_TN, inputs.packing, labelled, hidden_TN[rows.shape[0] - labelled.rows.shape[0] :])
+        labelled_MN = hidden_TN[rows.shape[0] - labelled.rows.shape[0] :]
+        return PackedHidden(all_TN, inputs.packing, labelled, labelled_MN, [self.encoder.layer[-1]])
 
     def _why_not_packed(
         self,
@@ -448,395 +559,38 @@ class BertModel(_Built, stock.BertModel):
             return "an attention_mask that is not 2-D"
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return "exporting: the exported program is transformers' own"
-        return _launch.why_not(self.device) or self._foreign_part()
+        return _launch.why_not(self.device) or self.why_touched()
 
-    def _foreign_part(self) -> str | None:
-        """The first part that somebody replaced with a module that fastbert does not know, or whose mask is another."""
+    def survey(self) -> touched.Survey:
+        """What is known of the parts, kept while it holds."""
+        return _base.survey(self, ((self.config.__dict__, "is_decoder"),))
+
+    def why_touched(self) -> str | None:
+        """The first part that somebody touched; what is inside of the embeddings, transformers' own can do."""
+        foreign = self.survey().without("embeddings")
         if not isinstance(self.embeddings, BertEmbeddings):
-            return _foreign(self.embeddings)
-        if not isinstance(self.encoder, BertEncoder):
-            return _foreign(self.encoder)
-        for layer in self.encoder.layer:
-            if not isinstance(layer, BertLayer):
-                return _foreign(layer)
-            if not isinstance(layer.attention, BertAttention):
-                return _foreign(layer.attention)
-            if not isinstance(layer.intermediate, BertIntermediate):
-                return _foreign(layer.intermediate)
-            if not isinstance(layer.output, BertOutput):
-                return _foreign(layer.output)
-            if not isinstance(layer.attention.self, BertSelfAttention):
-                return _foreign(layer.attention.self)
-            if not isinstance(layer.attention.output, BertSelfOutput):
-                return _foreign(layer.attention.output)
-            if bool(layer.attention.self.is_causal) != bool(self.config.is_decoder):
-                return "a layer that was not built with config.is_decoder as it is now"
-        return None
+            foreign = self.survey().within("embeddings")
+        return foreign or _base.why_transformers(self.config, stock.eager_attention_forward)
 
     def fusions(self) -> Fusions:
         decoder = "a decoder with cross-attention" if self.config.add_cross_attention else None
-        return [
-            (
-                "no padding from the embeddings to the last layer",
-                decoder or _launch.why_not(self.device) or self._foreign_part(),
-            )
-        ]
+        why = decoder or _launch.why_not(self.device) or self.why_touched()
+        return [("no padding from the embeddings to the last layer", why)]
 
     def _limits(self) -> _inputs.Limits:
         embeddings = self.embeddings
         return _inputs.Limits(
-            vocab_size=embeddings.word_embeddings.num_embeddings,
-            type_vocab_size=embeddings.token_type_embeddings.num_embeddings,
-            max_position_embeddings=embeddings.position_embeddings.num_embeddings,
+            vocab_size=_rows(embeddings.word_embeddings),
+            type_vocab_size=_rows(embeddings.token_type_embeddings),
+            max_position_embeddings=_rows(embeddings.position_embeddings),
             hidden_size=self.config.hidden_size,
             device=self.device,
         )
 
 
-class _Head(_Built):
-    """What the heads with a logit for each token share."""
-
-    bert: Any
-
-    def _encode(self, token_labels: _inputs.TokenLabels | None, **kwargs: Any) -> tuple[Any, PackedHidden | None]:
-        """The base model's output, and its packed hidden states where it did not fall back."""
-        kwargs["return_dict"] = True
-        output = self.bert(_keep_packed=True, _token_labels=token_labels, **kwargs)
-        last = output.last_hidden_state
-        return output, last if isinstance(last, PackedHidden) else None
-
-
-@dataclass
-class BertMaskedLMOutput(_base.DeferredFields, MaskedLMOutput):
-    """transformers' output; `logits` of a training step are computed when they are read."""
-
-
-@dataclass
-class BertForPreTrainingOutput(_base.DeferredFields, stock.BertForPreTrainingOutput):
-    """transformers' output; `prediction_logits` of a training step are computed when they are read."""
-
-
-@dataclass
-class BertLMOutput(_base.DeferredFields, CausalLMOutputWithCrossAttentions):
-    """transformers' output; `logits` of a training step are computed when they are read."""
-
-
-class _LMHead(_Head):
-    """What the heads share whose labels are words of the vocabulary."""
-
-    cls: Any
-    training: bool
-
-    def _token_labels(
-        self, labels: Tensor | None, max_labels: int | None, label_rows: Tensor | None
-    ) -> _inputs.TokenLabels | None:
-        find = self.training and isinstance(self.cls.predictions, BertLMPredictionHead)
-        return None if labels is None else _inputs.TokenLabels(labels, find, max_labels, label_rows)
-
-    def _lm(
-        self,
-        states: PackedHidden | None,
-        padded: Any,
-        labels: Tensor | None,
-        num_items: Tensor | int | None,
-        keep: Tensor | int = 0,
-    ) -> tuple[Tensor | None, Any]:
-        """The loss and the logits, which in training are Deferred.
-
-        keep: of which tokens the user wants logits, transformers' `logits_to_keep`.
-        """
-        if states is None:
-            if labels is None:
-                return None, self.cls.predictions(_kept(padded, keep))
-            logits = self.cls.predictions(padded)
-            return self._loss(logits, labels, num_items), _kept(logits, keep)
-        all_TN, packing, labelled = states.all_TN, states.packing, states.labelled
-
-        def logits_BLV() -> Tensor:
-            return packing.unpack(self.cls.predictions(all_TN()))
-
-        def kept_logits() -> Tensor:
-            if isinstance(keep, int) and keep == 0:
-                return logits_BLV()
-            return cast(Tensor, self.cls.predictions(_kept(packing.unpack(all_TN()), keep)))
-
-        if labels is None:
-            return None, kept_logits()
-        _check_token_labels(labels, packing)
-        if labelled is None:
-            logits = logits_BLV()
-            return self._loss(logits, labels, num_items), _kept(logits, keep)
-        loss = self.cls.predictions(states.labelled_MN, labels=labelled.labels, num_items=num_items)
-        if labelled.too_many is not None:
-            loss = torch.where(labelled.too_many, float("nan"), loss)
-        return loss, _base.Deferred(kept_logits)
-
-    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        return _cross_entropy(logits, labels, num_items)
-
-    def fusions(self) -> Fusions:
-        known = isinstance(self.cls.predictions, BertLMPredictionHead) and isinstance(self.bert, BertModel)
-        why = "a head that fastbert does not know" if not known else self.bert._foreign_part()
-        why = why or self.bert.why_all_rows(self.bert.config.output_hidden_states)
-        return [("last layer, in training: only the rows that are read", why)]
-
-
-class BertForMaskedLM(_LMHead, stock.BertForMaskedLM):
-    @_base.same_signature(stock.BertForMaskedLM)
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        max_labels: int | None = None,
-        label_rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' arguments and outputs; honours `num_items_in_batch`.
-
-        max_labels: at least as many as there are labels, best exactly: in training without an attention_mask nothing
-        waits for a GPU then. If there are more, the loss is NaN; a ValueError on a CPU.
-        label_rows: (M,) int64, of a packed batch: which of its tokens have a label, rising. Likewise, without a search.
-        """
-        num_items = kwargs.pop("num_items_in_batch", None)
-        output, states = self._encode(
-            self._token_labels(labels, max_labels, label_rows),
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            **kwargs,
-        )
-        loss, logits = self._lm(states, output.last_hidden_state, labels, num_items)
-        kind = BertMaskedLMOutput if isinstance(logits, _base.Deferred) else MaskedLMOutput
-        return kind(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
-
-
-class BertLMHeadModel(_LMHead, stock.BertLMHeadModel):
-    @_base.same_signature(stock.BertLMHeadModel)
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
-        max_labels: int | None = None,
-        label_rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' arguments and outputs; honours `num_items_in_batch`.
-
-        In training, and in evaluation with labels, there is no cache, whatever use_cache says.
-
-        labels: (B, L), the tokens themselves: each is the label of the one before it. Of a packed batch, (1, T), the
-        last token of each sequence has none.
-        shift_labels: (B, L) or (1, T), each token's own label, the next token, and -100 for none: instead of labels.
-        max_labels, label_rows: as in BertForMaskedLM, of shift_labels, or of labels once they are shifted.
-        """
-        num_items = kwargs.pop("num_items_in_batch", None)
-        if shift_labels is None and labels is not None:
-            shift_labels = _shifted(labels, kwargs.get("cu_seq_lens_q"))
-        if shift_labels is not None:
-            use_cache = False
-        output, states = self._encode(
-            self._token_labels(shift_labels, max_labels, label_rows),
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        loss, logits = self._lm(states, output.last_hidden_state, shift_labels, num_items, logits_to_keep)
-        kind = BertLMOutput if isinstance(logits, _base.Deferred) else CausalLMOutputWithCrossAttentions
-        return kind(
-            loss=loss,
-            logits=logits,
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            cross_attentions=output.cross_attentions,
-        )
-
-    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        """In at least float32, as transformers' for this class."""
-        return _cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels, num_items)
-
-
-class BertForPreTraining(_LMHead, stock.BertForPreTraining):
-    @_base.same_signature(stock.BertForPreTraining)
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        next_sentence_label: Tensor | None = None,
-        max_labels: int | None = None,
-        label_rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' arguments and outputs; `max_labels` and `label_rows` as in BertForMaskedLM.
-
-        With `num_items_in_batch`, the number of masked-LM labels of all accumulated batches, both losses are
-        weighted with this batch's share of them; with `num_sequences_in_batch` too, the next-sentence loss with its
-        share of the sequences.
-        """
-        num_items = kwargs.pop("num_items_in_batch", None)
-        num_sequences = kwargs.pop("num_sequences_in_batch", None)
-        both = labels is not None and next_sentence_label is not None
-        output, states = self._encode(
-            self._token_labels(labels if both else None, max_labels, label_rows),
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        loss, logits = self._lm(states, output.last_hidden_state, labels if both else None, num_items)
-        next_sentence_logits = self.cls.seq_relationship(output.pooler_output)
-        if labels is not None and next_sentence_label is not None:
-            next_sentence_loss = F.cross_entropy(next_sentence_logits.view(-1, 2), next_sentence_label.view(-1))
-            if num_sequences is not None:
-                next_sentence_loss = next_sentence_loss * next_sentence_label.numel() / num_sequences
-            elif num_items is not None:
-                next_sentence_loss = next_sentence_loss * (labels != -100).sum() / num_items
-            loss = cast(Tensor, loss) + next_sentence_loss
-        kind = BertForPreTrainingOutput if isinstance(logits, _base.Deferred) else stock.BertForPreTrainingOutput
-        return kind(
-            loss=loss,
-            prediction_logits=logits,
-            seq_relationship_logits=next_sentence_logits,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
-
-
-class BertForTokenClassification(_Head, stock.BertForTokenClassification):
-    @_base.same_signature(stock.BertForTokenClassification)
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' arguments and outputs; honours `num_items_in_batch`. Logits of padding are zeros."""
-        num_items = kwargs.pop("num_items_in_batch", None)
-        output, states = self._encode(
-            None if labels is None else _inputs.TokenLabels(labels),
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        if states is None:
-            logits = self.classifier(self.dropout(output.last_hidden_state))
-        else:
-            logits = states.packing.unpack(self.classifier(self.dropout(states.all_TN())))
-        loss = None if labels is None else _cross_entropy(logits, labels, num_items)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
-        )
-
-
-class BertForQuestionAnswering(_Head, stock.BertForQuestionAnswering):
-    @_base.same_signature(stock.BertForQuestionAnswering)
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' arguments and outputs.
-
-        Logits of padding are the lowest number of their dtype: padding takes no share of the softmax. For a packed
-        batch, logits are (1, T) and positions count within each sequence.
-        """
-        kwargs.pop("num_items_in_batch", None)
-        if _answers_on_padding(attention_mask, start_positions, end_positions):
-            kwargs["_fall_back"] = "labels on padding"
-        output, states = self._encode(
-            None,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        if states is None:
-            logits = rows = self.qa_outputs(output.last_hidden_state)
-        else:
-            logits_T2 = self.qa_outputs(states.all_TN())
-            lowest = torch.finfo(logits_T2.dtype).min
-            logits = rows = states.packing.unpack(logits_T2, lowest)
-            if states.packing.shape[0] != states.packing.sequences:
-                rows = states.packing.per_sequence().unpack(logits_T2, lowest)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = (_span_loss(rows[..., 0], start_positions) + _span_loss(rows[..., 1], end_positions)) / 2
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=logits[..., 0].contiguous(),
-            end_logits=logits[..., 1].contiguous(),
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
-
-
-class BertForNextSentencePrediction(_Built, stock.BertForNextSentencePrediction):
-    forward = _base.honour_num_items(stock.BertForNextSentencePrediction)
-
-
-class BertForSequenceClassification(_Built, stock.BertForSequenceClassification):
-    forward = _base.honour_num_items(stock.BertForSequenceClassification)
-
-
-class BertForMultipleChoice(_Built, stock.BertForMultipleChoice):
-    forward = _base.honour_num_items(stock.BertForMultipleChoice)
-
-
-def _foreign(part: object) -> str:
-    return f"a part that fastbert does not know: {type(part).__name__}"
+def _rows(table: nn.Module) -> int | None:
+    """How many ids a table knows; None for another module in its place."""
+    return table.weight.shape[0] if type(table) is nn.Embedding else None
 
 
 def _wanted(selection: Any, hidden_states: int) -> set[int]:
@@ -847,80 +601,18 @@ def _wanted(selection: Any, hidden_states: int) -> set[int]:
     return {i % hidden_states for i in indices if -hidden_states <= i < hidden_states}
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-    if num_items is None:
-        return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits, labels, reduction="sum") / num_items
-
-
-def _shifted(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Each token's label is that of the next one; the last token of a row, or of a packed sequence, has none."""
-    L = labels.shape[-1]
-    if L == 0:
-        return labels
-    shifted = F.pad(labels[..., 1:], (0, 1), value=-100)
-    if cu_seqlens is None or cu_seqlens.ndim != 1:
-        return shifted
-    last = (cu_seqlens[1:].long() - 1) % L  # of an empty first sequence the batch's last token, which has none anyway
-    return shifted.index_fill(-1, last, -100)
-
-
-def _kept(of_tokens: Tensor, keep: Tensor | int) -> Tensor:
-    """(B, L, N) to (B, K, N): the last `keep` tokens, all for 0; or those that a tensor names, or a mask."""
-    if isinstance(keep, int):
-        return of_tokens[:, -keep:] if keep else of_tokens
-    if keep.ndim == 2:
-        return of_tokens[keep] if keep.dtype == torch.bool else of_tokens.take_along_dim(keep[..., None], dim=1)
-    return of_tokens[:, keep]
-
-
-def _check_token_labels(labels: Tensor, packing: Packing) -> None:
-    if tuple(labels.shape) != tuple(packing.shape):
-        raise ValueError(f"labels is {tuple(labels.shape)}, not {tuple(packing.shape)} as the batch")
-
-
-def _answers_on_padding(attention_mask: Tensor | None, *positions: Tensor | None) -> bool:
-    if attention_mask is None or attention_mask.ndim != 2:
-        return False
-    B, L = attention_mask.shape
-    for position in positions:
-        if position is None or position.numel() != B:
-            continue
-        inside = position.view(B, 1)
-        on_padding = attention_mask.gather(1, inside.clamp(0, L - 1)) == 0
-        if bool((on_padding & (inside >= 0) & (inside < L)).any()):
-            return True
-    return False
-
-
-def _span_loss(logits_BL: Tensor, positions: Tensor) -> Tensor:
-    """Positions outside of the row are left out, as in transformers."""
-    outside = logits_BL.shape[1]
-    return F.cross_entropy(logits_BL, positions.reshape(-1).clamp(0, outside), ignore_index=outside)
-
-
-CLASSES: dict[type, type] = {
-    getattr(stock, fast.__name__): fast
-    for fast in (
-        BertEmbeddings,
-        BertSelfAttention,
-        BertSelfOutput,
-        BertAttention,
-        BertIntermediate,
-        BertOutput,
-        BertLayer,
-        BertEncoder,
-        BertPredictionHeadTransform,
-        BertLMPredictionHead,
-        BertModel,
-        BertForMaskedLM,
-        BertLMHeadModel,
-        BertForPreTraining,
-        BertForTokenClassification,
-        BertForQuestionAnswering,
-        BertForNextSentencePrediction,
-        BertForSequenceClassification,
-        BertForMultipleChoice,
-    )
-}
+_base.register(
+    BertEmbeddings,
+    BertSelfAttention,
+    BertSelfOutput,
+    BertAttention,
+    BertIntermediate,
+    BertOutput,
+    BertLayer,
+    BertEncoder,
+    BertPredictionHeadTransform,
+    BertLMPredictionHead,
+    BertOnlyMLMHead,
+    BertPreTrainingHeads,
+    BertModel,
+)

@@ -1,0 +1,174 @@
+"""Logits of a training step that are computed when somebody reads them.
+
+In training only the rows with a label meet the vocabulary. Whoever reads `outputs.logits`, in whatever way, gets the
+tensor that transformers would have given: of the weights, modes, dropout masks and autocast of the forward pass.
+"""
+
+import contextlib
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers.utils.generic import ModelOutput
+
+_UNREAD: "weakref.WeakSet[Deferred]" = weakref.WeakSet()
+_CHANGED = (
+    "logits of a training step are computed when they are read, from the weights of that step, but {} since. "
+    "Read them before, or let every step compute them: fastbert.patch(model, lazy_logits=False)"
+)
+# Who walks through every output of every step and changes dtypes or looks for gradients: not somebody who reads.
+_WALKERS = ("accelerate.utils.operations", "torch.distributed.", "torch.nn.parallel.distributed")
+_ON_THE_WAY = (__name__, "torch.utils._pytree", "torch.utils._cxx_pytree", "transformers.utils.generic", "collections")
+
+
+class Deferred:
+    """Logits that nobody has read yet.
+
+    Args:
+        compute: computes them.
+        modules: those that it calls, with all that is in them.
+    """
+
+    def __init__(self, compute: Callable[[], Tensor], modules: Iterable[nn.Module]) -> None:
+        self._compute: Callable[[], Tensor] | None = compute
+        self._value: Tensor | None = None
+        self._modes = {m: m.training for module in modules for m in module.modules()}
+        self._weights = [(m, name, p) for m in self._modes for name, p in m._parameters.items() if p is not None]
+        self._versions = [p._version for _, _, p in self._weights]
+        self._kept: list[Tensor] | None = None  # copies, once an optimiser is about to change them
+        self._sharded_changed = False
+        self._grad = torch.is_grad_enabled()
+        device = self._weights[0][2].device.type
+        self._autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        _note_steps()
+        _UNREAD.add(self)
+
+    def read(self) -> Tensor:
+        """The logits, computed once.
+
+        Raises:
+            RuntimeError: if the weights are others by now, and nobody could keep those of the forward pass.
+        """
+        if self._compute is not None:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.set_grad_enabled(self._grad and self._kept is None))
+                stack.enter_context(self._autocast)
+                stack.enter_context(self._as_they_were())
+                self._value = self._compute()
+            self._compute, self._kept = None, None
+            self._modes, self._weights = {}, []
+            _UNREAD.discard(self)
+        return cast(Tensor, self._value)
+
+    @contextlib.contextmanager
+    def _as_they_were(self) -> Iterator[None]:
+        """Modes and weights."""
+        now = {m: m.training for m in self._modes}
+        weights = [m._parameters.get(name) for m, name, _ in self._weights]
+        if self._kept is None:
+            self._check(weights)
+        try:
+            for module, mode in self._modes.items():
+                module.training = mode
+            if self._kept is not None:
+                for (module, name, _), kept in zip(self._weights, self._kept, strict=True):
+                    module._parameters[name] = cast(nn.Parameter, kept)
+            yield
+        finally:
+            for module, mode in now.items():
+                module.training = mode
+            if self._kept is not None:
+                for (module, name, _), weight in zip(self._weights, weights, strict=True):
+                    module._parameters[name] = weight
+
+    def _check(self, weights: list[nn.Parameter | None]) -> None:
+        if self._sharded_changed:
+            raise RuntimeError(_CHANGED.format("an optimiser has changed them"))
+        for (_, name, then), version, now in zip(self._weights, self._versions, weights, strict=True):
+            if now is not then and not (_is_sharded(now) or _is_sharded(then)):
+                raise RuntimeError(_CHANGED.format(f"{name} was replaced"))
+            if now is then and then._version != version:
+                raise RuntimeError(_CHANGED.format(f"{name} was changed"))
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the weights that an optimiser is about to change."""
+        if self._kept is not None or self._compute is None:
+            return
+        changing = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(_is_sharded(m._parameters.get(name)) for m, name, _ in self._weights):
+            self._sharded_changed = True
+        elif any(id(p) in changing for _, _, p in self._weights):
+            self._check([m._parameters.get(name) for m, name, _ in self._weights])
+            copies = {id(p): p.detach().clone() for _, _, p in self._weights}
+            self._kept = [copies[id(p)] for _, _, p in self._weights]
+
+
+def _is_sharded(weight: Tensor | None) -> bool:
+    return type(weight).__module__.startswith("torch.distributed.")
+
+
+_NOTING = False
+
+
+def _note_steps() -> None:
+    global _NOTING
+    if not _NOTING:
+        register_optimizer_step_pre_hook(_before_step)
+        _NOTING = True
+
+
+def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    for deferred in list(_UNREAD):
+        deferred.before_step(optimizer)
+
+
+def _is_walker() -> bool:
+    """Whether who asks for an output's values only walks through all outputs."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        where = str(frame.f_globals.get("__name__"))
+        if not where.startswith(_ON_THE_WAY):
+            return where.startswith(_WALKERS)
+        frame = cast(Any, frame.f_back)
+    return False
+
+
+class DeferredFields(ModelOutput):
+    """Mixed into an output class, so that whatever reads a Deferred gets the tensor.
+
+    Only accelerate's and PyTorch's own walks through every step's outputs leave it as it is.
+    """
+
+    _built = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]  # looks at every field, in some versions by attribute
+        object.__setattr__(self, "_built", True)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return value.read() if isinstance(value, Deferred) and self._built and not _is_walker() else value
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            value = OrderedDict.__getitem__(self, key)
+            return value.read() if isinstance(value, Deferred) and not _is_walker() else value
+        keys = list(self)[key]
+        return self[keys] if isinstance(keys, str) else tuple(self[name] for name in keys)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401
+
+    def values(self) -> Any:
+        return [self[key] for key in self]
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]

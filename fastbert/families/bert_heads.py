@@ -1,0 +1,442 @@
+"""transformers' BERT heads on packed hidden states.
+
+Dimension key:  B batch   L padded length   T packed tokens   N features   V vocabulary   K kept tokens
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.modeling_outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    TokenClassifierOutput,
+)
+from transformers.models.bert import modeling_bert as stock
+from transformers.utils.generic import can_return_tuple
+
+from fastbert import touched
+from fastbert.families import _base, _deferred, _inputs, _losses
+from fastbert.families.bert import (
+    BertModel,
+    BertOnlyMLMHead,
+    BertPreTrainingHeads,
+    Built,
+    Fusions,
+    PackedHidden,
+)
+from fastbert.touched import Parts, Whole, container
+
+PADDING_LOGIT = -1000.0  # of question answering: no share of a softmax, and no loss overflows on it
+
+
+class _Head(Built):
+    """What the heads with a logit for each token share."""
+
+    bert: Any
+
+    def _encode(self, token_labels: _inputs.TokenLabels | None, **kwargs: Any) -> tuple[Any, PackedHidden | None]:
+        """The base model's output, and its packed hidden states where it did not fall back."""
+        kwargs["return_dict"] = True
+        output = self.bert(_keep_packed=True, _token_labels=token_labels, **kwargs)
+        last = output.last_hidden_state
+        return output, last if isinstance(last, PackedHidden) else None
+
+    def _called(self) -> Set[nn.Module]:
+        """The head's leaves that are called, not read."""
+        return _base.survey(cast(nn.Module, self)).called
+
+
+@dataclass
+class BertMaskedLMOutput(_deferred.DeferredFields, MaskedLMOutput):
+    """transformers' output; `logits` of a training step are computed when they are read."""
+
+
+@dataclass
+class BertForPreTrainingOutput(_deferred.DeferredFields, stock.BertForPreTrainingOutput):
+    """transformers' output; `prediction_logits` of a training step are computed when they are read."""
+
+
+@dataclass
+class BertLMOutput(_deferred.DeferredFields, CausalLMOutputWithCrossAttentions):
+    """transformers' output; `logits` of a training step are computed when they are read."""
+
+
+class _LMHead(_Head):
+    """What the heads share whose labels are words of the vocabulary."""
+
+    parts: ClassVar[Parts] = {
+        "bert": Whole(container(BertModel)),
+        "cls": container(BertOnlyMLMHead, BertPreTrainingHeads),
+    }
+    cls: Any
+    training: bool
+
+    def _token_labels(
+        self, labels: Tensor | None, max_labels: int | None, label_rows: Tensor | None
+    ) -> _inputs.TokenLabels | None:
+        return None if labels is None else _inputs.TokenLabels(labels, self.training, max_labels, label_rows)
+
+    def _lm(
+        self,
+        states: PackedHidden | None,
+        padded: Any,
+        labels: Tensor | None,
+        num_items: Tensor | int | None,
+        keep: Tensor | int = 0,
+    ) -> tuple[Tensor | None, Any]:
+        """The loss and the logits, which in training are Deferred.
+
+        keep: of which tokens the user wants logits, transformers' `logits_to_keep`.
+        """
+        if states is None:
+            if labels is None:
+                return None, self.cls.predictions(_kept(padded, keep))
+            logits = self.cls.predictions(padded)
+            return self._loss(logits, labels, num_items), _kept(logits, keep)
+        all_TN, packing, labelled = states.all_TN, states.packing, states.labelled
+        head, called = self.cls.predictions, self._called()
+
+        def logits_BLV() -> Tensor:
+            return packing.unpack(head(all_TN(), called=called))
+
+        def kept_logits() -> Tensor:
+            if isinstance(keep, int) and keep == 0:
+                return logits_BLV()
+            return cast(Tensor, head(_kept(packing.unpack(all_TN()), keep), called=called))
+
+        if labels is None:
+            return None, kept_logits()
+        labels = _inputs.as_token_labels(labels, packing.shape)
+        if labelled is None:
+            logits = logits_BLV()
+            return self._loss(logits, labels, num_items), _kept(logits, keep)
+        loss = head(states.labelled_MN, called=called, labels=labelled.labels, num_items=num_items)
+        if labelled.too_many is not None:
+            loss = torch.where(labelled.too_many, float("nan"), loss)
+        if not _base.state(cast(nn.Module, self)).options.lazy_logits:
+            return loss, kept_logits()
+        return loss, _deferred.Deferred(kept_logits, [head, *states.computed_later])
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        return _losses.cross_entropy(logits, labels, num_items)
+
+    def fusions(self) -> Fusions:
+        why = _base.survey(cast(nn.Module, self)).first()
+        if why is None:
+            why = self.bert.why_touched() or self.bert.why_all_rows(self.bert.config.output_hidden_states)
+        return [("last layer, in training: only the rows that are read", why)]
+
+
+class BertForMaskedLM(_LMHead, stock.BertForMaskedLM):
+    @_base.head_forward(stock.BertForMaskedLM)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        max_labels: int | None = None,
+        label_rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; honours `num_items_in_batch`.
+
+        max_labels: at least as many as there are labels, best exactly: in training without an attention_mask nothing
+        waits for a GPU then. If there are more, the loss is NaN; a ValueError on a CPU.
+        label_rows: (M,) int64, of a packed batch: which of its tokens have a label, rising. Likewise, without a search.
+        """
+        num_items = kwargs.pop("num_items_in_batch", None)
+        output, states = self._encode(
+            self._token_labels(labels, max_labels, label_rows),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            **kwargs,
+        )
+        loss, logits = self._lm(states, output.last_hidden_state, labels, num_items)
+        kind = BertMaskedLMOutput if isinstance(logits, _deferred.Deferred) else MaskedLMOutput
+        return kind(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+
+
+class BertLMHeadModel(_LMHead, stock.BertLMHeadModel, GenerationMixin):
+    @_base.head_forward(stock.BertLMHeadModel)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        shift_labels: Tensor | None = None,
+        max_labels: int | None = None,
+        label_rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; honours `num_items_in_batch`.
+
+        In training, and in evaluation with labels, there is no cache, whatever use_cache says.
+
+        labels: (B, L), the tokens themselves: each is the label of the one before it. Of a packed batch, (1, T), the
+        last token of each sequence has none.
+        shift_labels: (B, L) or (1, T), each token's own label, the next token, and -100 for none: instead of labels.
+        max_labels, label_rows: as in BertForMaskedLM, of shift_labels, or of labels once they are shifted.
+        """
+        num_items = kwargs.pop("num_items_in_batch", None)
+        if shift_labels is None and labels is not None:
+            shift_labels = _shifted(labels, kwargs.get("cu_seq_lens_q"))
+        if shift_labels is not None:
+            use_cache = False
+        output, states = self._encode(
+            self._token_labels(shift_labels, max_labels, label_rows),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        loss, logits = self._lm(states, output.last_hidden_state, shift_labels, num_items, logits_to_keep)
+        kind = BertLMOutput if isinstance(logits, _deferred.Deferred) else CausalLMOutputWithCrossAttentions
+        return kind(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            cross_attentions=output.cross_attentions,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """In at least float32, as transformers' for this class."""
+        return _losses.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels, num_items)
+
+
+class BertForPreTraining(_LMHead, stock.BertForPreTraining):
+    @_base.head_forward(stock.BertForPreTraining)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        max_labels: int | None = None,
+        label_rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; `max_labels` and `label_rows` as in BertForMaskedLM.
+
+        With `num_items_in_batch`, the number of masked-LM labels of all accumulated batches, both losses are
+        weighted with this batch's share of them; with `num_sequences_in_batch` too, the next-sentence loss with its
+        share of the sequences.
+        """
+        num_items = kwargs.pop("num_items_in_batch", None)
+        num_sequences = kwargs.pop("num_sequences_in_batch", None)
+        both = labels is not None and next_sentence_label is not None
+        output, states = self._encode(
+            self._token_labels(labels if both else None, max_labels, label_rows),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        loss, logits = self._lm(states, output.last_hidden_state, labels if both else None, num_items)
+        next_sentence_logits = self.cls.seq_relationship(output.pooler_output)
+        if labels is not None and next_sentence_label is not None:
+            next_sentence_loss = F.cross_entropy(next_sentence_logits.view(-1, 2), next_sentence_label.view(-1))
+            if num_sequences is not None:
+                next_sentence_loss = next_sentence_loss * next_sentence_label.numel() / num_sequences
+            elif num_items is not None:
+                next_sentence_loss = next_sentence_loss * (labels != -100).sum() / num_items
+            loss = cast(Tensor, loss) + next_sentence_loss
+        kind = BertForPreTrainingOutput if isinstance(logits, _deferred.Deferred) else stock.BertForPreTrainingOutput
+        return kind(
+            loss=loss,
+            prediction_logits=logits,
+            seq_relationship_logits=next_sentence_logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class BertForTokenClassification(_Head, stock.BertForTokenClassification):
+    parts: ClassVar[Parts] = {
+        "bert": Whole(container(BertModel)),
+        "dropout": touched.dropout,
+        "classifier": touched.linear,
+    }
+
+    @_base.head_forward(stock.BertForTokenClassification)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs; honours `num_items_in_batch`. Logits of padding are zeros."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        output, states = self._encode(
+            None if labels is None else _inputs.TokenLabels(labels),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        if states is None:
+            logits = self.classifier(self.dropout(output.last_hidden_state))
+        else:
+            logits = states.packing.unpack(self.classifier(self.dropout(states.all_TN())))
+        loss = None if labels is None else _losses.cross_entropy(logits, labels, num_items)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+
+
+class BertForQuestionAnswering(_Head, stock.BertForQuestionAnswering):
+    parts: ClassVar[Parts] = {"bert": Whole(container(BertModel)), "qa_outputs": touched.linear}
+
+    @_base.head_forward(stock.BertForQuestionAnswering)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' arguments and outputs.
+
+        Logits of padding are -1000: padding takes no share of the softmax. For a packed batch, logits are (1, T) and
+        positions count within each sequence.
+        """
+        kwargs.pop("num_items_in_batch", None)
+        if _answers_on_padding(attention_mask, start_positions, end_positions):
+            kwargs["_fall_back"] = "labels on padding"
+        output, states = self._encode(
+            None,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        if states is None:
+            logits = rows = self.qa_outputs(output.last_hidden_state)
+        else:
+            logits_T2 = self.qa_outputs(states.all_TN())
+            logits = rows = states.packing.unpack(logits_T2, PADDING_LOGIT)
+            if states.packing.shape[0] != states.packing.sequences:
+                rows = states.packing.per_sequence().unpack(logits_T2, PADDING_LOGIT)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            start, end = (_losses.span_loss(rows[..., i], p) for i, p in enumerate((start_positions, end_positions)))
+            loss = (start + end) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=logits[..., 0].contiguous(),
+            end_logits=logits[..., 1].contiguous(),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class BertForNextSentencePrediction(Built, stock.BertForNextSentencePrediction):
+    forward = _losses.honour_num_items(stock.BertForNextSentencePrediction)
+
+
+class BertForSequenceClassification(Built, stock.BertForSequenceClassification):
+    forward = _losses.honour_num_items(stock.BertForSequenceClassification)
+
+
+class BertForMultipleChoice(Built, stock.BertForMultipleChoice):
+    forward = _losses.honour_num_items(stock.BertForMultipleChoice)
+
+
+def _shifted(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Each token's label is that of the next one; the last token of a row, or of a packed sequence, has none."""
+    L = labels.shape[-1]
+    if L == 0:
+        return labels
+    shifted = F.pad(labels[..., 1:], (0, 1), value=-100)
+    if cu_seqlens is None or cu_seqlens.ndim != 1:
+        return shifted
+    last = (cu_seqlens[1:].long() - 1) % L  # of an empty first sequence the batch's last token, which has none anyway
+    return shifted.index_fill(-1, last, -100)
+
+
+def _kept(of_tokens: Tensor, keep: Tensor | int) -> Tensor:
+    """(B, L, N) to (B, K, N): the last `keep` tokens, all for 0; or those that a tensor names, or a mask."""
+    if isinstance(keep, int):
+        return of_tokens[:, -keep:] if keep else of_tokens
+    if keep.ndim == 2:
+        return of_tokens[keep] if keep.dtype == torch.bool else of_tokens.take_along_dim(keep[..., None], dim=1)
+    return of_tokens[:, keep]
+
+
+def _answers_on_padding(attention_mask: Tensor | None, *positions: Tensor | None) -> bool:
+    if attention_mask is None or attention_mask.ndim != 2:
+        return False
+    B, L = attention_mask.shape
+    for position in positions:
+        if position is None or position.numel() != B:
+            continue
+        inside = position.view(B, 1)
+        on_padding = attention_mask.gather(1, inside.clamp(0, L - 1)) == 0
+        if bool((on_padding & (inside >= 0) & (inside < L)).any()):
+            return True
+    return False
+
+
+_base.register(
+    BertForMaskedLM,
+    BertLMHeadModel,
+    BertForPreTraining,
+    BertForTokenClassification,
+    BertForQuestionAnswering,
+    BertForNextSentencePrediction,
+    BertForSequenceClassification,
+    BertForMultipleChoice,
+)

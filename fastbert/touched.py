@@ -1,0 +1,418 @@
+"""The one rule for modules that somebody may have touched: hooked, wrapped, replaced, changed.
+
+fastbert reads a leaf's parameters instead of calling it, skips containers, and hands modules packed hidden states,
+(T, N). That is the same as transformers' own path only while nobody looks at a module or has changed what it does. So
+each class says which parts it has and in which role (`parts`), a role says what is known of a module in its place, and
+`survey` asks all of them:
+
+    plain    the module may be read, or called with packed hidden states
+    called   it must be called, and takes packed hidden states as well: what it computes, it computes for each token
+             (LoRA, quantised products, weight norm), or only machinery has hooked it (FSDP)
+    else     the call falls back to transformers, for the reason given
+
+A survey is kept with the model. Whether it still holds is asked in every call (`Survey.holds`), and so costs little.
+"""
+
+import functools
+import inspect
+import operator
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, repeat
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch.nn.modules import module as torch_module
+from transformers.activations import ACT2FN
+
+CALLED = "called"
+
+Role = Callable[[nn.Module], str | None]  # None for plain, CALLED, or why the call falls back
+Parts = Mapping[str, Any]  # by a child's name: its role, or for a list of children Each(role)
+
+# What hooks modules without looking at what goes through them, or changing what they compute.
+_MACHINERY = (
+    "deepspeed.",
+    "torch._dynamo.",
+    "torch.distributed.",
+    "torch.nn.utils.",  # weight and spectral norm, pruning: they write a leaf's weight before it is called
+    "torch.profiler.",
+    "torch.utils.flop_counter",
+    "torch.utils.module_tracker",
+    "transformers.utils.output_capturing",
+)
+_ASKING = ("make_inputs_require_grads", "make_inputs_require_grad")  # transformers', PEFT's
+# Whose modules compute a product or a norm for each token, whatever the leading dimensions.
+_TOKENWISE = (
+    "apex.normalization.",
+    "bitsandbytes.",
+    "gptqmodel.",
+    "hqq.",
+    "loralib.",
+    "optimum.quanto.",
+    "peft.",
+    "torch.ao.nn.",
+    "torchao.",
+    "transformer_engine.",
+    "transformers.integrations.",
+)
+_ELEMENTWISE = {type(ACT2FN[name]) for name in ("gelu", "gelu_new", "gelu_fast", "quick_gelu", "gelu_10")}
+_ELEMENTWISE |= {type(ACT2FN[name]) for name in ("gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "relu2")}
+_ELEMENTWISE |= {type(ACT2FN[name]) for name in ("mish", "silu", "leaky_relu", "relu6", "sigmoid", "tanh", "relu")}
+_ELEMENTWISE |= {nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Hardswish, nn.Identity}
+_ELEMENTWISE_FUNCTIONS = {F.gelu: "none", F.relu: None, F.silu: None, F.mish: None, torch.tanh: None, torch.relu: None}
+_TOKENWISE_TYPES = {nn.Linear, nn.Dropout, nn.RMSNorm, *_ELEMENTWISE}
+_GELU_FORMS = {type(ACT2FN["gelu_new"]): "tanh", type(ACT2FN["gelu_pytorch_tanh"]): "tanh"}
+_GELU = type(ACT2FN["gelu"])
+
+_FACTS = {  # attributes by which a role decides, of leaves
+    nn.Embedding: ("max_norm", "sparse", "scale_grad_by_freq", "padding_idx"),
+    nn.LayerNorm: ("normalized_shape",),
+    **dict.fromkeys(_ELEMENTWISE, ("act", "approximate")),
+}
+_HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOK_NAMES = ("a forward hook", "a forward pre-hook", "a backward hook", "a backward pre-hook")
+_GLOBAL_HOOKS = {
+    name: getattr(torch_module, f"_global_{name}")
+    for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+}
+
+
+class Each(NamedTuple):
+    """The role of every child of a list."""
+
+    role: Role
+
+
+class Whole(NamedTuple):
+    """The role of a part that has a survey of its own."""
+
+    role: Role
+
+
+_WRITTEN: dict[tuple[type, str], Any] = {}  # methods as their authors wrote them
+
+
+def remember(*kinds: type) -> None:
+    """Take down the methods of classes, so that it is seen when somebody replaces one for all instances.
+
+    One that does not stand in the file of its class was replaced already.
+    """
+    for kind in kinds:
+        file = getattr(sys.modules[kind.__module__], "__file__", None)
+        for name, method in vars(kind).items():
+            if inspect.isfunction(method) and name != "__init__":
+                own = inspect.unwrap(method).__code__.co_filename == file
+                _WRITTEN[kind, name] = method if own else None
+
+
+remember(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.GELU, *_ELEMENTWISE)
+
+
+def why_class_touched(kind: type) -> str | None:
+    """Which method of a class, or of one that it comes from, somebody replaced for all instances."""
+    for key in _methods(kind):
+        if vars(key[0]).get(key[1]) is not _WRITTEN[key]:
+            return f"{key[0].__name__}.{key[1]} is replaced"
+    return None
+
+
+@functools.cache
+def _methods(kind: type) -> list[tuple[type, str]]:
+    return [key for base in kind.__mro__ for key in _WRITTEN if key[0] is base]
+
+
+def can_look_at(values: Tensor) -> bool:
+    """Whether there are values, and waiting for them is allowed."""
+    if values.is_meta or detect_fake_mode(values) is not None:
+        return False
+    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def why_all_touched() -> str | None:
+    """Whether somebody hooked all modules that there are."""
+    for name, hooks in _GLOBAL_HOOKS.items():
+        if any(not _is_machinery(hook) for hook in hooks.values()):
+            return f"{name} on all modules"
+    return None
+
+
+def why_touched(module: nn.Module) -> str | None:
+    """Whether anything stands between calling a module and its class's forward: None, CALLED for machinery, or what."""
+    own = module.__dict__
+    touch = why_class_touched(type(module))
+    if touch is not None:
+        return touch
+    forward = own.get("forward")
+    if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
+        return "its forward is replaced"
+    for hooks, name in zip(_HOOKS(own), _HOOK_NAMES, strict=True):
+        for hook in hooks.values():
+            if not _is_machinery(hook):
+                return name
+            touch = CALLED
+    for parameter in own["_parameters"].values():
+        kind = type(parameter)
+        if kind is not nn.Parameter and kind is not Tensor and parameter is not None and not _is_distributed(kind):
+            touch = CALLED  # a quantised weight
+    return touch
+
+
+def _is_machinery(hook: Any) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    if getattr(hook, "__name__", "") in _ASKING:
+        return True
+    where = getattr(hook, "__module__", None) or type(hook).__module__
+    return str(where).startswith(_MACHINERY)
+
+
+def _is_distributed(kind: type) -> bool:
+    """A parameter that FSDP puts together before the module is called that owns it."""
+    return kind.__module__.startswith("torch.distributed.")
+
+
+def _foreign(module: nn.Module) -> str:
+    return f"a {type(module).__name__} in its place"
+
+
+def _plain(module: nn.Module, *kinds: type) -> str | None:
+    return why_touched(module) if type(module) in kinds else _foreign(module)
+
+
+def _tokenwise(module: nn.Module) -> str | None:
+    """CALLED for a module that computes for each token; it is called, with all that it consists of."""
+    kind = type(module)
+    known = kind in _TOKENWISE_TYPES or kind.__module__.startswith(_TOKENWISE) or kind is nn.Sequential
+    known = known or (kind is nn.LayerNorm and len(cast(nn.LayerNorm, module).normalized_shape) == 1)
+    if kind.__module__ == "torch.nn.utils.parametrize":
+        known = kind.__mro__[1] in (nn.Linear, nn.LayerNorm)
+    if not known:
+        return _foreign(module)
+    for name, inner in module.named_modules():
+        touch = why_touched(inner)
+        if touch not in (None, CALLED):
+            return f"{touch} ({name})" if name else touch
+    if kind is nn.Sequential:
+        for inner in module.children():
+            why = _tokenwise(inner)
+            if why != CALLED:
+                return why
+    return CALLED
+
+
+def linear(module: nn.Module) -> str | None:
+    """The role of a matrix product."""
+    return _plain(module, nn.Linear) if type(module) is nn.Linear else _tokenwise(module)
+
+
+def norm(module: nn.Module) -> str | None:
+    """The role of a LayerNorm."""
+    if type(module) is not nn.LayerNorm or module.weight is None or module.bias is None:
+        return _tokenwise(module)
+    return why_touched(module) if len(module.normalized_shape) == 1 else "normalises more than features"
+
+
+def dropout(module: nn.Module) -> str | None:
+    """The role of a dropout."""
+    return _plain(module, nn.Dropout, nn.Identity)
+
+
+def dropout_rate(module: nn.Module) -> str | None:
+    """The role of attention's dropout: transformers reads its `p` and never calls it."""
+    return None if isinstance(getattr(module, "p", None), (float, int)) else "has no p"
+
+
+def activation(module: nn.Module) -> str | None:
+    """The role of an activation; a function in a module's place is one of PyTorch's own."""
+    if not isinstance(module, nn.Module):
+        known = module in _ELEMENTWISE_FUNCTIONS
+        return None if known else f"{getattr(module, '__name__', module)} in its place"
+    if type(module) not in _ELEMENTWISE:
+        return _foreign(module)
+    act = module.__dict__.get("act")
+    if act is not None and not _is_known_act(module, act):
+        return "its act is replaced"
+    touch = why_touched(module)
+    return "hooked" if touch == CALLED else touch
+
+
+def _is_known_act(module: nn.Module, act: Any) -> bool:
+    if isinstance(act, functools.partial):
+        return act.func is F.gelu and act.keywords == {"approximate": "tanh"}
+    return act is F.gelu or getattr(act, "__func__", None) in vars(type(module)).values()
+
+
+def table(module: nn.Module) -> str | None:
+    """The role of an embedding table. A hook that only asks for gradients of what comes out is one of ours, too."""
+    why = _plain(module, nn.Embedding)
+    if why == CALLED:
+        why = None if _asks_for_gradients(module) else "hooked by machinery, or its weight is no plain tensor"
+    if why is None and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
+        return "max_norm, sparse or scale_grad_by_freq"
+    return why
+
+
+def _asks_for_gradients(module: nn.Module) -> bool:
+    """Whether its only hooks are those of gradient checkpointing, which let its output require gradients."""
+    hooks = [hook for hooks in _HOOKS(module.__dict__) for hook in hooks.values()]
+    return bool(hooks) and all(getattr(hook, "__name__", "") in _ASKING for hook in hooks)
+
+
+def unpadded_table(module: nn.Module) -> str | None:
+    """The role of a table all of whose rows get gradients."""
+    return table(module) or (None if module.padding_idx is None else "padding_idx")
+
+
+def called_as_ever(module: nn.Module) -> str | None:
+    """The role of a module that is called with what transformers calls it with: whatever it does is right."""
+    return None
+
+
+def container(*kinds: type) -> Role:
+    """The role of a module of these classes, or of what machinery makes of them; its `parts` are asked in turn."""
+
+    def why(module: nn.Module) -> str | None:
+        made = "_fastbert_made" in vars(type(module))  # of a user's subclass, and looked at then
+        for kind in type(module).__mro__:
+            if kind in kinds:
+                return why_touched(module)
+            if not made and not kind.__module__.startswith(_MACHINERY):
+                break
+        return _foreign(module)
+
+    return why
+
+
+def gelu_form(activation: object) -> str | None:
+    """ "none" (erf) or "tanh" for an activation that is a GELU, None for another one."""
+    if not isinstance(activation, nn.Module):
+        return "none" if activation is F.gelu else None
+    kind = type(activation)
+    if kind is _GELU:
+        return "none" if activation.__dict__.get("act") is F.gelu else None
+    return activation.approximate if kind is nn.GELU else _GELU_FORMS.get(kind)  # type: ignore[return-value]
+
+
+class Touch(NamedTuple):
+    """A part that is not plain, and why."""
+
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+class Survey:
+    """What was found in a module's parts, and whether it still holds.
+
+    Attributes:
+        touches: the parts for which a call falls back.
+        called: the leaves that must be called.
+        hooked: what machinery has hooked, by path.
+    """
+
+    def __init__(self, root: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) -> None:
+        """facts: what the root itself goes by, by dictionary and key."""
+        self.touches: list[Touch] = []
+        self.called: set[nn.Module] = set()
+        self.hooked: list[str] = []
+        self._dropouts: list[tuple[nn.Module, nn.Module]] = []  # with the module whose mode each goes by
+        self._visited: dict[nn.Module, None] = {root: None}
+        self._facts = list(facts)
+        self._values: list[Tensor] = []
+        self._walk(root, "")
+        self._modules = list(self._visited)
+        self._dicts = [m.__dict__ for m in self._modules]
+        self._children = [d["_modules"] for d in self._dicts if d["_modules"]]
+        self._parameters = [d["_parameters"] for d in self._dicts if d["_parameters"]]
+        kinds = dict.fromkeys(map(type, self._modules))
+        self._methods = list(dict.fromkeys(key for kind in kinds for key in _methods(kind)))
+        self._fact_values, self._then, self._hooks = self._now_facts(), self._now(), list(self._now_hooks())
+
+    def _walk(self, module: nn.Module, path: str) -> None:
+        for name, role in getattr(module, "parts", {}).items():
+            child = module._modules.get(name, module.__dict__.get(name))
+            if child is None:
+                continue
+            if isinstance(role, Each):
+                self._visited[child] = None
+                for i, inner in enumerate(cast(nn.ModuleList, child)):
+                    self._look(inner, f"{path}{name}.{i}", role.role, module)
+            elif isinstance(role, Whole):
+                self._look(child, f"{path}{name}", role.role, module, inside=False)
+            else:
+                self._look(child, f"{path}{name}", role, module)
+                if not isinstance(child, nn.Module):
+                    self._facts.append((module.__dict__, name))
+
+    def _look(self, module: Any, path: str, role: Role, parent: nn.Module, inside: bool = True) -> None:
+        why = role(module)
+        if why is not None and why != CALLED:
+            self.touches.append(Touch(path, why))
+        if not isinstance(module, nn.Module):
+            return
+        self._visited[module] = None
+        if any(_HOOKS(module.__dict__)):
+            self.hooked.append(path)
+        if why is not None and inside:
+            self._visited.update(dict.fromkeys(module.modules()))
+        if why == CALLED:
+            self.called.add(module)
+        if role is dropout or role is dropout_rate:
+            self._dropouts.append((module, parent if role is dropout_rate else module))
+        own, changed = module.__dict__, getattr(module, "why_changed", None)
+        self._facts += [(own, name) for name in (*_FACTS.get(type(module), ()), *getattr(module, "facts", ()))]
+        for name in getattr(module, "buffers_read", ()):
+            self._facts.append((own["_buffers"], name))
+            self._values += [own["_buffers"][name]] if own["_buffers"].get(name) is not None else []
+        if inside and changed is not None and (why := changed()) is not None:
+            self.touches.append(Touch(path, why))
+        if inside:
+            self._walk(module, f"{path}.")
+
+    def _now(self) -> list[Any]:
+        return [
+            list(map(type, self._modules)),
+            list(chain.from_iterable(map(dict.values, self._children))),
+            list(map(type, chain.from_iterable(map(dict.values, self._parameters)))),
+            list(map(dict.get, self._dicts, repeat("forward"))),
+            [kind.__dict__.get(name) for kind, name in self._methods],
+            [None if values.is_inference() else values._version for values in self._values],
+        ]
+
+    def _now_hooks(self) -> Iterable[int]:
+        """Their keys, which are never given twice."""
+        return chain.from_iterable(chain.from_iterable(map(_HOOKS, self._dicts)))
+
+    def _now_facts(self) -> list[Any]:
+        return [values.get(name) for values, name in self._facts]
+
+    def holds(self) -> bool:
+        """Whether nothing has changed since."""
+        if self._hooks:
+            hooked_alike = list(self._now_hooks()) == self._hooks
+        else:
+            hooked_alike = not any(chain.from_iterable(map(_HOOKS, self._dicts)))
+        facts_alike = all(map(operator.is_, self._now_facts(), self._fact_values))
+        return hooked_alike and facts_alike and self._now() == self._then
+
+    def first(self) -> str | None:
+        """Why a call falls back, or None."""
+        return str(self.touches[0]) if self.touches else None
+
+    def within(self, part: str) -> str | None:
+        """What is touched of this part, or None."""
+        return next((str(t) for t in self.touches if t.path == part or t.path.startswith(f"{part}.")), None)
+
+    def without(self, part: str) -> str | None:
+        """What else is touched, or None."""
+        return next((str(t) for t in self.touches if t.path != part and not t.path.startswith(f"{part}.")), None)
+
+    def drops(self) -> bool:
+        """Whether any dropout drops anything now."""
+        return any(goes_by.training and getattr(module, "p", 0) > 0 for module, goes_by in self._dropouts)
