@@ -202,9 +202,9 @@ def fuses_feed_forward(
     inner: nn.Module, activation: nn.Module, outer: nn.Module, norm: nn.Module, called: Set[nn.Module]
 ) -> bool:
     """Whether `feed_forward` can take these."""
-    if gelu_form(activation) is None or inner.bias is None:
+    if inner in called or outer in called or norm in called:
         return False
-    return inner not in called and outer not in called and norm not in called
+    return gelu_form(activation) is not None and inner.bias is not None
 
 
 def feed_forward(

@@ -220,18 +220,12 @@ class TestReplacedParts:
 
     @pytest.mark.parametrize("part", ["output.dense", "attention.output.LayerNorm", "intermediate.dense"])
     def test_replaced_leaves(self, part: str, last_rows: list[int]) -> None:
-        class Doubled(nn.Module):
-            def __init__(self, inner: nn.Module) -> None:
-                super().__init__()
-                self.inner = inner
-
-            def forward(self, x: Tensor) -> Tensor:
-                return 2 * self.inner(x)
-
+        """They are called with the rows that are read."""
         stock, fast = pair("BertForMaskedLM")
         for model in (stock, fast):
             parent, _, leaf = f"bert.encoder.layer.2.{part}".rpartition(".")
-            setattr(model.get_submodule(parent), leaf, Doubled(model.get_submodule(f"{parent}.{leaf}")))
+            inner = model.get_submodule(f"{parent}.{leaf}")
+            setattr(model.get_submodule(parent), leaf, nn.Sequential(inner, nn.Tanh()))
         inputs = batch("BertForMaskedLM", mask_named("right"))
         losses = [_step(no_dropout(model), inputs) for model in (stock, fast)]
         torch.testing.assert_close(*losses)
@@ -239,22 +233,17 @@ class TestReplacedParts:
         assert last_rows[2] < last_rows[1]
 
 
-def _hook(model: nn.Module) -> None:
-    model.bert.encoder.layer[2].output.dense.register_forward_hook(lambda *_: None)
-
-
 class TestOff:
     @pytest.mark.parametrize(
         ("why", "change", "more"),
         [
             ("last_layer_subset=False", lambda m: fastbert.patch(m, last_layer_subset=False), {}),
-            ("the last layer is hooked", _hook, {}),
             ("output_hidden_states", lambda m: setattr(m.config, "output_hidden_states", True), {}),
             (None, lambda m: None, {"output_hidden_states": []}),
             (None, lambda m: None, {"output_hidden_states": [0]}),
             (None, nn.Module.eval, {}),
         ],
-        ids=["patched so", "a hook", "configured states", "no states", "some states", "evaluation"],
+        ids=["patched so", "configured states", "no states", "some states", "evaluation"],
     )
     def test_all_rows(
         self, why: str | None, change: Callable[[nn.Module], object], more: dict[str, Any], last_rows: list[int]
@@ -287,7 +276,7 @@ class TestOff:
         inputs = batch("BertForMaskedLM", None)
         losses = [_step(no_dropout(model), inputs) for model in (stock, fast)]
         torch.testing.assert_close(*losses)
-        assert f"{PART}: bert.encoder.layer.2: a Wrapper in its place" in fastbert.report(fast).plain
+        assert f"{PART}: encoder.layer.2: a Wrapper in its place" in fastbert.report(fast).plain
 
     def test_patching_again_changes_it(self) -> None:
         _, fast = pair("BertForMaskedLM")
@@ -335,6 +324,7 @@ class TestMaxLabels:
         subset, whole = _pair("BertForPreTraining", 0.0, num_hidden_layers=2)
         inputs = _packed("BertForPreTraining")
         expected = _step(whole, inputs)
+        torch._dynamo.reset()
         backend = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(subset, backend=backend)
         loss = compiled(**inputs, max_labels=20).loss

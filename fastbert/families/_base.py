@@ -257,6 +257,8 @@ def head_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]],
 def _like(stock: type[PreTrainedModel], forward: Callable[..., Any], packed: Callable[..., Any]) -> Callable[..., Any]:
     functools.update_wrapper(packed, forward)
     del packed.__wrapped__  # type: ignore[attr-defined]
+    # torch.compile counts compilations by code object: each class has its own.
+    packed.__code__ = packed.__code__.replace(co_name=stock.__name__)
     packed.__signature__ = inspect.signature(stock.forward)  # type: ignore[attr-defined]
     packed.__annotations__ = dict(inspect.unwrap(stock.forward).__annotations__)
     return packed
