@@ -1,0 +1,325 @@
+"""One tiny model of transformers, touched, and the same one patched: what differs between them, in words.
+
+Dimension key:  B batch   L padded length
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import BertConfig
+
+import fastbert
+from tests.models import HEADS
+from tests.touches import KINDS, Seen
+
+CLASSES = (*HEADS, "BertLMHeadModel")
+LAYERS = {"BertModel": 2, "BertForMaskedLM": 2}  # the last one is another in masked-LM training; 1 in all others
+PHASES = {"evaluation": False, "training": True}
+TOLERANCE = 2e-5
+
+
+class Result(NamedTuple):
+    """What a call came to; gradients only where it had a backward pass."""
+
+    outputs: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
+    seen: Seen
+
+
+class Stand:
+    """A model of a class, and the one place where it is run. `restored` gives it back as it was built.
+
+    Attributes:
+        untouched: results of the stock model, by phase.
+    """
+
+    def __init__(self, name: str) -> None:
+        torch.manual_seed(0)
+        self.name = name
+        config = BertConfig(
+            vocab_size=20,
+            hidden_size=8,
+            num_hidden_layers=LAYERS.get(name, 1),
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=8,
+            layer_norm_eps=0.01,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            num_labels=2 if name == "BertForQuestionAnswering" else 3,
+            is_decoder=name == "BertLMHeadModel",
+        )
+        self.model = getattr(transformers, name)(config)
+        with torch.no_grad():
+            for p in self.model.parameters():  # as initialised, biases are 0 and LayerNorms 1
+                p.add_(0.3 * torch.randn_like(p))
+        self.paths = [path for path, _ in self.model.named_modules()]
+        self._parts = [(m, type(m), _copied(m.__dict__)) for m in self.model.modules()]
+        self._tensors = [*self.model.parameters(), *self.model.buffers()]
+        self._values = [t.detach().clone() for t in self._tensors]
+        self.untouched = {}
+        for training in PHASES.values():
+            with self.restored(training):
+                self.untouched[training] = self.run([], training)
+
+    @contextmanager
+    def restored(self, training: bool) -> Iterator[None]:
+        """The model as it was built, in a mode; and again afterwards."""
+        self._restore()
+        self.model.train(training)
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        for module, kind, state in self._parts:
+            if type(module) is not kind:
+                module.__class__ = kind
+            module.__dict__.clear()
+            module.__dict__.update(_copied(state))
+        with torch.no_grad():
+            torch._foreach_copy_(self._tensors, self._values)
+
+    def run(self, seen: Seen, training: bool, backward: bool = False) -> Result:
+        """A call, with labels in training; and a backward pass in training or if asked for."""
+        seen.clear()
+        backward |= training
+        inputs, valid = _batch(self.name, training)
+        self.model.zero_grad(set_to_none=True)
+        with torch.set_grad_enabled(backward):
+            output = self.model(**inputs)
+            outputs = dict(_tensors(output))
+        if backward:
+            loss = outputs.get("loss")
+            if loss is None:
+                loss = sum(_weighted(_rows(t, valid)) for t in outputs.values())
+            loss.backward()
+        gradients = {name: p.grad for name, p in self.model.named_parameters()} if backward else {}
+        return Result(outputs, gradients, list(seen))
+
+    def differences(self, actual: Result, expected: Result, training: bool, packed: bool) -> Iterator[str]:
+        """In words. Rows of padding count where nothing ran packed."""
+        valid = _batch(self.name, training)[1] if packed else None
+        if actual.seen != expected.seen:
+            yield f"hooks saw {_short(actual.seen)}, expected {_short(expected.seen)}"
+        if list(actual.outputs) != list(expected.outputs):
+            yield f"outputs are {list(actual.outputs)}, expected {list(expected.outputs)}"
+            return
+        for key, value in expected.outputs.items():
+            what = _apart(_rows(actual.outputs[key], valid), _rows(value, valid), 1.0)
+            if what:
+                yield f"{key} {what}"
+        if list(actual.gradients) != list(expected.gradients):
+            names = set(actual.gradients) ^ set(expected.gradients)
+            yield f"these parameters are not in both: {sorted(names)}"
+            return
+        largest = max(
+            (float(g.to_dense().abs().max()) for g in expected.gradients.values() if g is not None), default=1
+        )
+        apart = {key: _apart(actual.gradients[key], value, largest) for key, value in expected.gradients.items()}
+        wrong = [f"{key} {what}" for key, what in apart.items() if what]
+        if wrong:
+            yield f"{len(wrong)} of {len(apart)} gradients, {wrong[0]}"
+
+
+@functools.cache
+def stand(name: str) -> Stand:
+    return Stand(name)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """An object's attributes; containers, as those of its hooks, are copied too."""
+    return {key: v.copy() if isinstance(v, dict | set | list) else v for key, v in state.items()}
+
+
+@functools.cache
+def _batch(name: str, training: bool) -> tuple[dict[str, Any], Tensor]:
+    """The inputs, and which of the tokens are no padding, (B, L).
+
+    Token types are given in evaluation only; positions never: then a model reads its buffers.
+    """
+    ids = torch.tensor([[2, 7, 0, 3, 1], [2, 9, 3, 4, 5]])
+    valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    if training and name == "BertForQuestionAnswering":  # in transformers, padding takes a share of the softmax
+        valid = torch.ones_like(valid)
+    types = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
+    if name == "BertForMultipleChoice":
+        ids, valid, types = (torch.stack([t, t.flip(0)], dim=1) for t in (ids, valid, types))
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": valid}
+    if training:
+        inputs.update(_labels(name, ids, valid))
+    else:
+        inputs.update(token_type_ids=types, output_hidden_states=True)
+        if name == "BertLMHeadModel":
+            inputs["use_cache"] = False
+    return inputs, valid.flatten(0, -2).bool()
+
+
+def _labels(name: str, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    of_rows = torch.tensor([1, 0])
+    if name == "BertModel":
+        return {}
+    if name == "BertForQuestionAnswering":
+        return {"start_positions": of_rows, "end_positions": of_rows + 1}
+    if name in ("BertForMaskedLM", "BertForPreTraining"):
+        chosen = valid.bool() & torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 1, 1]]).bool()
+        labels = {"labels": torch.where(chosen, ids, -100)}
+        return labels | ({"next_sentence_label": of_rows} if name == "BertForPreTraining" else {})
+    if name == "BertLMHeadModel":
+        return {"labels": torch.where(valid.bool(), ids, -100)}
+    if name == "BertForTokenClassification":
+        return {"labels": torch.where(valid.bool(), ids % 3, -100)}
+    return {"labels": of_rows}
+
+
+def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
+    for key in output:
+        value = output[key]
+        parts = (
+            {key: value} if isinstance(value, Tensor) else dict(enumerate(value)) if isinstance(value, tuple) else {}
+        )
+        for i, part in parts.items():
+            if isinstance(part, Tensor):
+                yield (key if i == key else f"{key}[{i}]"), part
+
+
+def _rows(value: Tensor, valid: Tensor | None) -> Tensor:
+    """Of what has a row for each token, those that are no padding."""
+    if valid is None or value.shape[:2] != valid.shape:
+        return value
+    return value[valid]
+
+
+def _weighted(value: Tensor) -> Tensor:
+    return (value * torch.cos(torch.arange(value.numel())).view_as(value)).sum()
+
+
+def _apart(actual: Any, expected: Any, scale: float) -> str:
+    """What is between two tensors; nothing if they are the same up to rounding."""
+    if not isinstance(actual, Tensor) or not isinstance(expected, Tensor):
+        return "" if actual is expected else f"is {type(actual).__name__}, expected {type(expected).__name__}"
+    if actual.shape != expected.shape:
+        return f"is {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    actual, expected = actual.detach().to_dense(), expected.detach().to_dense()
+    largest = max(scale, float(expected.nan_to_num(0, 0, 0).abs().max())) if expected.numel() else scale
+    if torch.allclose(actual, expected, rtol=0, atol=TOLERANCE * largest, equal_nan=True):
+        return ""
+    return f"differs by {float((actual - expected).abs().max()):.2g} of {largest:.2g}"
+
+
+def _short(seen: Seen) -> str:
+    text = f"{len(seen)} calls {seen}"
+    return text if len(text) < 160 else f"{text[:160]}..."
+
+
+def is_named(reason: str, path: str, kind: type) -> bool:
+    """Whether a reason names a module: the end of its path, or its class."""
+    parts = path.split(".")
+    name = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+    return any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", reason) for text in (name, kind.__name__) if text)
+
+
+class Case:
+    """One touch of one module in one phase."""
+
+    def __init__(self, of: Stand, kind: str, path: str, variant: str, training: bool) -> None:
+        self.of, self.kind, self.path, self.variant, self.training = of, KINDS[kind], path, variant, training
+        self.closed = not path and kind in ("subclass", "forward of the instance")
+        self.class_ = type(of.model.get_submodule(path))
+        self.seen: Seen = []
+
+    def check(self, orders: tuple[str, ...]) -> list[str] | None:
+        """What is wrong, or None if transformers cannot do it either."""
+        with self.of.restored(self.training):
+            try:
+                self._touch()
+                self.expected = self._run()
+            except Exception:
+                return None
+            wrong = self._found("patched after", self._patched_after) if "after" in orders else []
+        if "before" in orders:
+            with self.of.restored(self.training):
+                wrong += self._found("patched before", self._patched_before)
+        return wrong
+
+    def _found(self, order: str, steps: Any) -> list[str]:
+        phase = "training" if self.training else "evaluation"
+        where = " ".join(filter(None, (self.path or self.of.name, self.variant)))
+        found = []
+        try:
+            found.extend(steps())
+        except Exception as error:
+            found.append(f"{type(error).__name__}: {error}".partition("\n")[0])
+        return [f"{where} ({phase}, {order}): {text}" for text in found]
+
+    def _touch(self) -> Any:
+        return self.kind.touch(self.of.model, self.path, self.variant, self.seen)
+
+    def _run(self) -> Result:
+        return self.of.run(self.seen, self.training, self.kind.backward)
+
+    def _patched_after(self) -> Iterator[str]:
+        """The model is touched, and was run."""
+        try:
+            fastbert.patch(self.of.model)
+        except ValueError as error:
+            if self.closed and self.class_.__name__ in str(error):
+                return  # a class of somebody's own
+            raise
+        yield from self._differences(self._run())
+        if self._fell_back():
+            yield from self._is_strict()
+
+    def _patched_before(self) -> Iterator[str]:
+        """Touched, the touch undone, touched again; then unpatched."""
+        model = fastbert.patch(self.of.model)
+        undo = self._touch()
+        yield from self._differences(self._run())
+        fell_back = self._fell_back()
+        undo()
+        before = fastbert.report(model)
+        result = self.of.run([], self.training)
+        for text in self.of.differences(result, self.of.untouched[self.training], self.training, packed=True):
+            yield f"undone: {text}"
+        after = fastbert.report(model)
+        if after.packed_calls != before.packed_calls + 1 or after.fallbacks != before.fallbacks:
+            yield f"undone: not packed, {dict(after.fallbacks)}"
+        fastbert.patch(model, strict=True)
+        self._touch()
+        if fell_back:
+            yield from self._raises()
+        fastbert.unpatch(model)
+        for text in self.of.differences(self._run(), self.expected, self.training, packed=False):
+            yield f"unpatched: {text}"
+
+    def _differences(self, result: Result) -> Iterator[str]:
+        report = fastbert.report(self.of.model)
+        yield from self.of.differences(result, self.expected, self.training, packed=report.packed_calls > 0)
+        if not report.packed_calls + report.fallbacks.total() and not self.closed:
+            yield "the call was not counted"
+        for reason in report.fallbacks:
+            if not is_named(reason, self.path, self.class_):
+                yield f"the report does not name it: {reason}"
+
+    def _fell_back(self) -> bool:
+        return fastbert.report(self.of.model).fallbacks.total() > 0
+
+    def _is_strict(self) -> Iterator[str]:
+        fastbert.patch(self.of.model, strict=True)
+        yield from self._raises()
+
+    def _raises(self) -> Iterator[str]:
+        try:
+            self._run()
+        except fastbert.FellBack as error:
+            if not is_named(str(error), self.path, self.class_):
+                yield f"strict=True does not name it: {error}"
+        else:
+            yield "strict=True did not raise"
