@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig
 
 import fastbert
@@ -64,7 +64,7 @@ class Stand:
         self._parts = {}
         for training in PHASES.values():
             self.model.train(training)
-            self._parts[training] = [(m, type(m), _copied(vars(m))) for m in self.model.modules()]
+            self._parts[training] = [_Part(m) for m in self.model.modules()]
         self.untouched = {}
         for training in PHASES.values():
             self.restore(training)
@@ -72,11 +72,8 @@ class Stand:
 
     def restore(self, training: bool = False) -> None:
         """The model as it was built, in a mode, whatever was done to it."""
-        for module, kind, state in self._parts[training]:
-            if type(module) is not kind:
-                module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(_copied(state))
+        for part in self._parts[training]:
+            part.restore()
         self.restore_values()
 
     def restore_values(self) -> None:
@@ -108,30 +105,37 @@ class Stand:
         if list(actual.outputs) != list(expected.outputs):
             yield f"outputs are {list(actual.outputs)}, expected {list(expected.outputs)}"
             return
-        for key, value in expected.outputs.items():
-            what = _apart(_rows(actual.outputs[key], valid), _rows(value, valid), 1.0)
-            if what:
-                yield f"{key} {what}"
+        rows = [{key: _rows(t, valid) for key, t in of.outputs.items()} for of in (actual, expected)]
+        yield from _apart(*rows, scale=1.0)
         if actual.gradients.keys() != expected.gradients.keys():
             yield f"in one of them only: {sorted(actual.gradients.keys() ^ expected.gradients.keys())}"
             return
-        largest = max(
-            (float(g.to_dense().abs().max()) for g in expected.gradients.values() if g is not None), default=1
-        )
-        apart = {key: _apart(actual.gradients[key], value, largest) for key, value in expected.gradients.items()}
-        wrong = [f"{key} {what}" for key, what in apart.items() if what]
+        largest = max((_largest(g) for g in expected.gradients.values() if g is not None), default=1.0)
+        wrong = list(_apart(actual.gradients, expected.gradients, scale=largest))
         if wrong:
-            yield f"{len(wrong)} of {len(apart)} gradients, {wrong[0]}"
+            yield f"{len(wrong)} of {len(expected.gradients)} gradients, {wrong[0]}"
+
+
+class _Part:
+    """A module as it is now. Its containers, as those of its hooks, are copied too."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kind, self.state = module, type(module), dict(vars(module))
+        self.containers = {key: v.copy() for key, v in self.state.items() if isinstance(v, dict | set | list)}
+
+    def restore(self) -> None:
+        if type(self.module) is not self.kind:
+            self.module.__class__ = self.kind
+        state = vars(self.module)
+        state.clear()
+        state.update(self.state)
+        for key, container in self.containers.items():
+            state[key] = container.copy()
 
 
 @functools.cache
 def stand(name: str) -> Stand:
     return Stand(name)
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """An object's attributes; containers, as those of its hooks, are copied too."""
-    return {key: v.copy() if isinstance(v, dict | set | list) else v for key, v in state.items()}
 
 
 @functools.cache
@@ -196,17 +200,39 @@ def _weighted(value: Tensor) -> Tensor:
     return (value * torch.cos(torch.arange(value.numel())).view_as(value)).sum()
 
 
-def _apart(actual: Any, expected: Any, scale: float) -> str:
-    """What is between two tensors; nothing if they are the same up to rounding."""
-    if not isinstance(actual, Tensor) or not isinstance(expected, Tensor):
-        return "" if actual is expected else f"is {type(actual).__name__}, expected {type(expected).__name__}"
-    if actual.shape != expected.shape:
-        return f"is {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    actual, expected = actual.detach().to_dense(), expected.detach().to_dense()
-    largest = max(scale, float(expected.nan_to_num(0, 0, 0).abs().max())) if expected.numel() else scale
-    if torch.allclose(actual, expected, rtol=0, atol=TOLERANCE * largest, equal_nan=True):
-        return ""
-    return f"differs by {float((actual - expected).abs().max()):.2g} of {largest:.2g}"
+def _apart(actual: dict[str, Tensor | None], expected: dict[str, Tensor | None], scale: float) -> Iterator[str]:
+    """Which tensors are not the same up to rounding, relative to the scale or the largest number, and by how much."""
+    if _surely_close(list(actual.values()), list(expected.values()), TOLERANCE * scale):
+        return
+    for (name, a), e in zip(actual.items(), expected.values(), strict=True):
+        if a is None or e is None:
+            if a is not e:
+                yield f"{name} is {'None' if a is None else 'a tensor'}, expected {'None' if e is None else 'a tensor'}"
+        elif (a.shape, a.layout) != (e.shape, e.layout):
+            yield f"{name} is {tuple(a.shape)} {a.layout}, expected {tuple(e.shape)} {e.layout}"
+        else:
+            largest = max(scale, _largest(e))
+            a, e = a.detach().to_dense(), e.detach().to_dense()
+            if not torch.allclose(a, e, rtol=0, atol=TOLERANCE * largest, equal_nan=True):
+                yield f"{name} differs by {float((a - e).abs().max()):.2g} of {largest:.2g}"
+
+
+@torch.no_grad()
+def _surely_close(actual: list[Tensor | None], expected: list[Tensor | None], tolerance: float) -> bool:
+    """Quick, of many small tensors; False is a maybe."""
+    pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if a is not None or e is not None]
+    for a, e in pairs:
+        if a is None or e is None or (a.shape, a.layout, e.layout) != (e.shape, torch.strided, torch.strided):
+            return False
+    if not pairs:
+        return True
+    a, e = (torch.cat([t.reshape(-1) for t in side]) for side in zip(*pairs, strict=True))
+    return bool(((a - e).abs() <= tolerance).all())
+
+
+def _largest(value: Tensor) -> float:
+    value = value.detach().to_dense().nan_to_num(0, 0, 0)
+    return float(value.abs().max()) if value.numel() else 0.0
 
 
 def _short(seen: Seen) -> str:
@@ -230,8 +256,11 @@ class Case:
         self.class_ = type(of.model.get_submodule(path))
         self.seen: Seen = []
 
-    def check(self, orders: Iterable[str]) -> list[str] | None:
-        """What is wrong, in lines, or None if transformers cannot do it either."""
+    def check(self, orders: Iterable[str], back: bool = True) -> list[str] | None:
+        """What is wrong, in lines, or None if transformers cannot do it either.
+
+        back: the touch is undone too, and the model unpatched.
+        """
         self.of.restore(self.training)
         try:
             self._touch()
@@ -244,7 +273,7 @@ class Case:
                 self.of.restore(self.training)
             found = []
             try:
-                found.extend(self._patched_before() if order == "patched before" else self._patched_after())
+                found.extend(self._patched_before(back) if order == "patched before" else self._patched_after())
             except Exception as error:
                 found.append(f"{type(error).__name__}: {error}".partition("\n")[0])
             if found:
@@ -273,25 +302,33 @@ class Case:
             fastbert.patch(model, strict=True)
             yield from self._raises()
 
-    def _patched_before(self) -> Iterator[str]:
-        """Touched, the touch undone, touched again; then unpatched."""
-        model = fastbert.patch(self.of.model)
+    def _patched_before(self, back: bool) -> Iterator[str]:
+        """And touched; the touch undone, touched again; then unpatched."""
+        fastbert.patch(self.of.model)
         undo = self._touch()
         fell_back = yield from self._run_patched()
-        undo()
+        if back:
+            undo()
+            yield from self._undone()
+            fastbert.patch(self.of.model, strict=True)
+            self._touch()
+            if fell_back:
+                yield from self._raises()
+            fastbert.unpatch(self.of.model)
+            for text in self.of.differences(self._run(), self.expected, self.training, packed=False):
+                yield f"unpatched: {text}"
+
+    def _undone(self) -> Iterator[str]:
         self.of.restore_values()
-        before, result, after = fastbert.report(model), self.of.run([], self.training), fastbert.report(model)
+        before, result, after = (
+            fastbert.report(self.of.model),
+            self.of.run([], self.training),
+            fastbert.report(self.of.model),
+        )
         for text in self.of.differences(result, self.of.untouched[self.training], self.training, packed=True):
             yield f"undone: {text}"
         if after.packed_calls != before.packed_calls + 1 or after.fallbacks != before.fallbacks:
             yield f"undone: not packed, {dict(after.fallbacks)}"
-        fastbert.patch(model, strict=True)
-        self._touch()
-        if fell_back:
-            yield from self._raises()
-        fastbert.unpatch(model)
-        for text in self.of.differences(self._run(), self.expected, self.training, packed=False):
-            yield f"unpatched: {text}"
 
     def _run_patched(self) -> Generator[str, None, bool]:
         """Returns whether the call fell back."""

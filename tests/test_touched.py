@@ -19,14 +19,15 @@ ORDERS = ("patched after", "patched before")
 SHOWN = 15  # of all that is wrong, in a message
 
 
-def _cells(of: Stand, kind: str, number: int) -> list[tuple[str, bool, tuple[str, ...]]]:
-    """Variants, phases (training or not) and orders in which a module is touched."""
+def _cells(of: Stand, kind: str, number: int) -> list[tuple[str, bool, tuple[str, ...], bool]]:
+    """Variants, phases (training or not) and orders in which a module is touched, and whether it is undone."""
     variants = KINDS[kind].variants(of.model, of.paths[number])
     if WHOLE or not of.paths[number].startswith("bert."):
-        return list(itertools.product(variants, PHASES.values(), [ORDERS]))
+        return list(itertools.product(variants, PHASES.values(), [ORDERS], [True]))
     turn = CLASSES.index(of.name)
-    other = number + list(KINDS).index(kind) + turn
-    return [(variants[turn % len(variants)], other % 2 == 0, (ORDERS[other // 2 % 2],))] if variants else []
+    cell = number + list(KINDS).index(kind) + turn
+    order, back = ORDERS[cell // 2 % 2], cell // 4 % 4 == 0
+    return [(variants[turn % len(variants)], cell % 2 == 0, (order,), back)] if variants else []
 
 
 @pytest.mark.filterwarnings("ignore:.*[bB]ackward hook")
@@ -37,8 +38,8 @@ def _cells(of: Stand, kind: str, number: int) -> list[tuple[str, bool, tuple[str
 def test_a_touched_module(name: str, kind: str) -> None:
     of, wrong, skipped = stand(name), [], 0
     cases = [(path, *cell) for number, path in enumerate(of.paths) for cell in _cells(of, kind, number)]
-    for path, variant, training, orders in cases:
-        found = Case(of, kind, path, variant, training).check(orders)
+    for path, variant, training, orders, back in cases:
+        found = Case(of, kind, path, variant, training).check(orders, back)
         skipped += found is None  # transformers raises too
         wrong += found or []
     of.restore()
