@@ -101,7 +101,7 @@ class Stand:
         """In words. Rows of padding count where nothing ran packed."""
         valid = _batch(self.name, training)[1] if packed else None
         if actual.seen != expected.seen:
-            yield f"hooks saw {_short(actual.seen)}, expected {_short(expected.seen)}"
+            yield _calls(actual.seen, expected.seen)
         if list(actual.outputs) != list(expected.outputs):
             yield f"outputs are {list(actual.outputs)}, expected {list(expected.outputs)}"
             return
@@ -235,9 +235,38 @@ def _largest(value: Tensor) -> float:
     return float(value.abs().max()) if value.numel() else 0.0
 
 
-def _short(seen: Seen) -> str:
-    text = f"{len(seen)} calls {seen}"
-    return text if len(text) < 160 else f"{text[:160]}..."
+def _calls(actual: Seen, expected: Seen) -> str:
+    """How two lists of calls differ: their numbers and the first that is another one."""
+    there = f"hooks saw {len(actual)} calls, expected {len(expected)}" if len(actual) != len(expected) else ""
+    for a, e in zip(actual, expected, strict=False):
+        if a != e:
+            return f"{there + ', one' if there else 'a hook'} saw {a}"[:150] + f", expected {e}"[:150]
+    return there
+
+
+class Wrong(NamedTuple):
+    """What was touched, in which phase and order, and what came of it."""
+
+    touched: str
+    cell: str
+    text: str
+
+
+def message(wrong: list[Wrong], shown: int = 25) -> str:
+    """For people: a line for all that was touched, with what was wrong first."""
+    lines: dict[str, list[Wrong]] = {}
+    for one in wrong:
+        lines.setdefault(one.touched, []).append(one)
+    texts = [f"{touched}: {len(of)} x wrong; {of[0].cell}: {of[0].text}" for touched, of in lines.items()]
+    return "\n".join([f"{len(wrong)} wrong, at {len(lines)}", *texts[:shown], *["..."][: len(texts) > shown]])
+
+
+def phase(training: bool) -> str:
+    return "training" if training else "evaluation"
+
+
+def in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def is_named(reason: str, path: str, kind: type) -> bool:
@@ -252,16 +281,16 @@ class Case:
 
     def __init__(self, of: Stand, kind: str, path: str, variant: str, training: bool) -> None:
         self.of, self.kind, self.path, self.variant, self.training = of, KINDS[kind], path, variant, training
-        self.closed = not path and kind in ("subclass", "forward of the instance")  # nobody asks fastbert
+        of.restore(training)
+        self.closed = not path and kind in ("subclass", "method of the instance")  # then nobody asks fastbert
         self.class_ = type(of.model.get_submodule(path))
         self.seen: Seen = []
 
-    def check(self, orders: Iterable[str], back: bool = True) -> list[str] | None:
-        """What is wrong, in lines, or None if transformers cannot do it either.
+    def check(self, orders: Iterable[str], undo: bool = True) -> list[Wrong] | None:
+        """What is wrong, or None if transformers cannot do it either.
 
-        back: the touch is undone too, and the model unpatched.
+        undo: the touch is undone too, and the model unpatched.
         """
-        self.of.restore(self.training)
         try:
             self._touch()
             self.expected = self._run()
@@ -273,16 +302,13 @@ class Case:
                 self.of.restore(self.training)
             found = []
             try:
-                found.extend(self._patched_before(back) if order == "patched before" else self._patched_after())
+                found.extend(self._patched_before(undo) if order == "patched before" else self._patched_after())
             except Exception as error:
-                found.append(f"{type(error).__name__}: {error}".partition("\n")[0])
+                found.append(in_a_line(error))
             if found:
-                wrong.append(f"{self._name()}, {order}: {'; '.join(found[:3])}")
+                where = " ".join(filter(None, (self.path or self.of.name, self.variant)))
+                wrong.append(Wrong(where, f"{phase(self.training)}, {order}", "; ".join(found[:3])))
         return wrong
-
-    def _name(self) -> str:
-        where = " ".join(filter(None, (self.path or self.of.name, self.variant)))
-        return f"{where}, {'training' if self.training else 'evaluation'}"
 
     def _touch(self) -> Any:
         return self.kind.touch(self.of.model, self.path, self.variant, self.seen)
@@ -302,13 +328,13 @@ class Case:
             fastbert.patch(model, strict=True)
             yield from self._raises()
 
-    def _patched_before(self, back: bool) -> Iterator[str]:
+    def _patched_before(self, undo: bool) -> Iterator[str]:
         """And touched; the touch undone, touched again; then unpatched."""
         fastbert.patch(self.of.model)
-        undo = self._touch()
+        back = self._touch()
         fell_back = yield from self._run_patched()
-        if back:
-            undo()
+        if undo:
+            back()
             yield from self._undone()
             fastbert.patch(self.of.model, strict=True)
             self._touch()

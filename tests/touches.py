@@ -4,12 +4,15 @@ A kind of touch knows which variants it has for a module, and does one of them t
 undoes it. Hooks note the shapes of all that they see. Nothing here knows what modules a model has.
 """
 
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 from transformers.utils import ModelOutput
 
@@ -105,16 +108,38 @@ def _backward_pre_hook(model: nn.Module, path: str, variant: str, seen: Seen) ->
     return model.get_submodule(path).register_full_backward_pre_hook(hook).remove
 
 
-def _instance_forward(model: nn.Module, path: str, variant: str, seen: Seen) -> Undo:
-    module = model.get_submodule(path)
-    before = module.forward
+def methods(kind: type[nn.Module]) -> list[str]:
+    """`forward` and, of transformers' classes, what else `forward` might call."""
+    own = [name for name, f in vars(kind).items() if inspect.isfunction(f) and name[:2] != "__"]
+    others = [name for name in own if name != "forward" and not name.startswith(("get_", "set_"))]
+    has_forward = kind.forward is not nn.Module.forward  # a list of modules has none
+    return ["forward"] * has_forward + (others if kind.__module__.startswith("transformers.models.") else [])
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+
+def _method(model: nn.Module, path: str, variant: str, seen: Seen) -> Undo:
+    module = model.get_submodule(path)
+    before = getattr(module, variant)
+
+    @functools.wraps(before)
+    def method(*args: Any, **kwargs: Any) -> Any:
         seen.append(shapes(args))
         return scaled(before(*args, **kwargs))
 
-    module.forward = forward
-    return lambda: delattr(module, "forward")
+    setattr(module, variant, method)
+    return lambda: delattr(module, variant)
+
+
+def patched_class(kind: type[nn.Module], name: str, seen: Seen) -> Undo:
+    """Replace a method of a class for everybody."""
+    before, own = getattr(kind, name), name in vars(kind)
+
+    @functools.wraps(before)
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen.append(shapes(args))
+        return scaled(before(self, *args, **kwargs))
+
+    setattr(kind, name, method)
+    return lambda: setattr(kind, name, before) if own else delattr(kind, name)
 
 
 def _subclass(model: nn.Module, path: str, variant: str, seen: Seen) -> Undo:
@@ -191,6 +216,10 @@ def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         function(*args, **kwargs)
 
 
+def _has_weight(model: nn.Module, path: str) -> list[str]:
+    return [name for name in _own_parameters(model, path) if name == "weight"]
+
+
 def _weight_norm(model: nn.Module, path: str, variant: str, seen: Seen) -> Undo:
     module = model.get_submodule(path)
     before = getattr(module, variant)
@@ -225,7 +254,7 @@ _OF_ANY_MODULE = set(vars(nn.Module())) - {"training"}
 def _others(value: Any) -> Iterator[tuple[str, Any]]:
     """Other values that somebody might give an attribute, with what to call them."""
     if isinstance(value, bool):
-        yield str(not value), not value
+        yield "inverted", not value
     elif isinstance(value, int):
         other = value // 2 if value > 1 else value + 1
         yield str(other), other
@@ -264,16 +293,36 @@ def _attribute(model: nn.Module, path: str, variant: str, seen: Seen) -> Undo:
     return lambda: setattr(module, name, before)
 
 
+EVERYWHERE = {
+    "forward hook": module_hooks.register_module_forward_hook,
+    "forward pre-hook": module_hooks.register_module_forward_pre_hook,
+    "backward hook": module_hooks.register_module_full_backward_hook,
+    "backward pre-hook": module_hooks.register_module_full_backward_pre_hook,
+}
+
+
+def hooked_everywhere(form: str, seen: Seen) -> Undo:
+    """A hook on all modules there are. It changes inputs, outputs or gradients of each Linear."""
+
+    def hook(module: nn.Module, *values: Any) -> Any:
+        seen.append((type(module).__name__, shapes(values)))
+        if not isinstance(module, nn.Linear):
+            return None
+        return scaled(values[0] if "backward" in form else values[-1])
+
+    return EVERYWHERE[form](hook).remove
+
+
 KINDS = {
     "forward hook": Kind(_once, _forward_hook),
     "forward pre-hook": Kind(_once, _pre_hook),
     "backward hook": Kind(_once, _backward_hook, backward=True),
     "backward pre-hook": Kind(_once, _backward_pre_hook, backward=True),
-    "forward of the instance": Kind(_once, _instance_forward),
+    "method of the instance": Kind(lambda model, path: methods(type(model.get_submodule(path))), _method),
     "subclass": Kind(_once, _subclass),
     "another module": Kind(_replacements, _replaced),
     "parametrisation": Kind(_own_parameters, _parametrised),
-    "weight norm": Kind(lambda model, path: [n for n in _own_parameters(model, path) if n == "weight"], _weight_norm),
+    "weight norm": Kind(_has_weight, _weight_norm),
     "accelerate's hook": Kind(_once, _accelerate),
     "attribute": Kind(_attributes, _attribute),
 }
