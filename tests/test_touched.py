@@ -1,0 +1,116 @@
+"""Whatever somebody does to a module of a patched model, the model does what transformers' would do.
+
+Each module of each class x each kind of touch x patched before or after it x evaluation or training with labels.
+FASTBERT_WHOLE_MATRIX=1 runs all of it, in minutes. Else BertModel has all; in heads, order and phase of a head's own
+modules take turns, and variants too of the base model's, each of which meets each kind once in each head.
+"""
+
+import functools
+import itertools
+import os
+from collections.abc import Callable
+
+import pytest
+
+import fastbert
+from tests.optional import needs
+from tests.side_by_side import CLASSES, PHASES, Case, Result, Stand, Wrong, in_a_line, is_named, message, phase, stand
+from tests.touches import EVERYWHERE, KINDS, Seen, Undo, hooked_everywhere, methods, patched_class
+
+WHOLE = os.environ.get("FASTBERT_WHOLE_MATRIX") == "1"
+ORDERS = ("patched after", "patched before")
+
+
+def _cells(of: Stand, kind: str, number: int) -> list[tuple[str, bool, tuple[str, ...], bool]]:
+    """Variants, phases (training or not) and orders in which a module is touched, and whether it is undone."""
+    variants, path = KINDS[kind].variants(of.model, of.paths[number]), of.paths[number]
+    if WHOLE or of.name == "BertModel":
+        return list(itertools.product(variants, PHASES.values(), [ORDERS], [True]))
+    turn = CLASSES.index(of.name)
+    cell = number + list(KINDS).index(kind) + turn
+    if not path.startswith("bert."):
+        return [(v, training, (ORDERS[(cell + training) % 2],), True) for v in variants for training in PHASES.values()]
+    order, undo = ORDERS[cell // 2 % 2], cell // 4 % 4 == 0
+    return [(variants[turn % len(variants)], cell % 2 == 0, (order,), undo)] if variants else []
+
+
+@pytest.mark.filterwarnings("ignore:.*[bB]ackward hook")
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs("accelerate") if "accelerate" in kind else ()) for kind in KINDS]
+)
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_touched_module(name: str, kind: str) -> None:
+    of, wrong, skipped = stand(name), [], 0
+    cases = [(path, *cell) for number, path in enumerate(of.paths) for cell in _cells(of, kind, number)]
+    for path, variant, training, orders, undo in cases:
+        found = Case(of, kind, path, variant, training).check(orders, undo)
+        skipped += found is None  # transformers raises too
+        wrong += found or []
+    of.restore()
+    assert skipped < len(cases) / 3, f"transformers raises in {skipped} of {len(cases)} cases"
+    if wrong:
+        pytest.fail(message(wrong), pytrace=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*[bB]ackward hook")
+@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_hook_on_all_modules(name: str, form: str) -> None:
+    """It sees the same modules, by their classes' names, and shapes."""
+    of, wrong = stand(name), []
+    for training in PHASES.values():
+        wrong += _everywhere(of, form, functools.partial(hooked_everywhere, form), training)[0]
+    if wrong:
+        pytest.fail(message(wrong), pytrace=False)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_method_of_a_class_replaced(name: str) -> None:
+    """For everybody: of transformers' classes and PyTorch's. What is in the encoder falls back."""
+    of, wrong = stand(name), []
+    inside = {type(m) for path, m in of.model.named_modules() if "encoder." in path}
+    classes = dict.fromkeys(type(m) for m in of.model.modules())
+    for chosen, method in [(kind, method) for kind in classes for method in methods(kind)]:
+        what = f"{chosen.__name__}.{method}"
+        for training in PHASES.values():
+            found, reasons, called = _everywhere(of, what, functools.partial(patched_class, chosen, method), training)
+            wrong += found
+            if called and chosen in inside and not reasons:
+                wrong.append(Wrong(what, phase(training), "the call did not fall back"))
+            unnamed = [reason for reason in reasons if not is_named(reason, "", chosen)]
+            wrong += [Wrong(what, phase(training), f"it is not named: {reason}") for reason in unnamed]
+    if wrong:
+        pytest.fail(message(wrong), pytrace=False)
+
+
+def _everywhere(
+    of: Stand, what: str, touch: Callable[[Seen], Undo], training: bool
+) -> tuple[list[Wrong], list[str], bool]:
+    """What is wrong when all modules are touched; why calls fell back; whether transformers' call met the touch."""
+    wrong, reasons, seen = [], [], []
+    results: list[Result] = []
+    for order in ("", *ORDERS):
+        of.restore(training)
+        if order == "patched before":
+            fastbert.patch(of.model)
+        undo, found = touch(seen), []
+        try:
+            if order == "patched after":
+                fastbert.patch(of.model)
+            results.append(of.run(seen, training, backward=True))
+            if order:
+                report = fastbert.report(of.model)
+                reasons += report.fallbacks
+                found += of.differences(results[-1], results[0], training, packed=report.packed_calls > 0)
+        except Exception as error:
+            found.append(in_a_line(error))
+        finally:
+            undo()
+        wrong += [Wrong(what, f"{phase(training)}, {order}", "; ".join(found[:3]))] * bool(found)
+    fastbert.patch(of.model)
+    found = list(of.differences(of.run([], training), of.untouched[training], training, packed=True))
+    if fastbert.report(of.model).packed_calls != 1:
+        found.append("not packed")
+    wrong += [Wrong(what, f"{phase(training)}, undone", "; ".join(found))] * bool(found)
+    of.restore()
+    return wrong, reasons, bool(results[0].seen)
