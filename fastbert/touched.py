@@ -93,20 +93,22 @@ class Whole(NamedTuple):
     role: Role
 
 
-_WRITTEN: dict[tuple[type, str], Any] = {}  # methods as their authors wrote them
+_NOT_IN_A_FORWARD = ("__", "get_", "set_", "_init_weights")
+_WRITTEN: dict[type, dict[str, Any]] = {}  # methods as their authors wrote them
 
 
 def remember(*kinds: type) -> None:
-    """Take down the methods of classes, so that it is seen when somebody replaces one for all instances.
+    """Take down the methods of classes that their forward may call, so that it is seen when somebody replaces one.
 
     One that does not stand in the file of its class was replaced already.
     """
     for kind in kinds:
         file = getattr(sys.modules[kind.__module__], "__file__", None)
+        ours = kind.__module__.startswith("transformers.models.")
         for name, method in vars(kind).items():
-            if inspect.isfunction(method) and name != "__init__":
+            if inspect.isfunction(method) and (name == "forward" or (ours and not name.startswith(_NOT_IN_A_FORWARD))):
                 own = inspect.unwrap(method).__code__.co_filename == file
-                _WRITTEN[kind, name] = method if own else None
+                _WRITTEN.setdefault(kind, {})[name] = method if own else None
 
 
 remember(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.GELU, *_ELEMENTWISE)
@@ -115,14 +117,13 @@ remember(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.GELU, *_ELEMENTWI
 def why_class_touched(kind: type) -> str | None:
     """Which method of a class, or of one that it comes from, somebody replaced for all instances."""
     for key in _methods(kind):
-        if vars(key[0]).get(key[1]) is not _WRITTEN[key]:
+        if vars(key[0]).get(key[1]) is not _WRITTEN[key[0]][key[1]]:
             return f"{key[0].__name__}.{key[1]} is replaced"
     return None
 
 
-@functools.cache
 def _methods(kind: type) -> list[tuple[type, str]]:
-    return [key for base in kind.__mro__ for key in _WRITTEN if key[0] is base]
+    return [(base, name) for base in kind.__mro__ for name in _WRITTEN.get(base, ())]
 
 
 def can_look_at(values: Tensor) -> bool:
@@ -149,6 +150,9 @@ def why_touched(module: nn.Module) -> str | None:
     forward = own.get("forward")
     if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
         return "its forward is replaced"
+    for _, name in _methods(type(module)):
+        if name != "forward" and name in own:
+            return f"its {name} is replaced"
     for hooks, name in zip(_HOOKS(own), _HOOK_NAMES, strict=True):
         for hook in hooks.values():
             if not _is_machinery(hook):
@@ -207,6 +211,12 @@ def _tokenwise(module: nn.Module) -> str | None:
 def linear(module: nn.Module) -> str | None:
     """The role of a matrix product."""
     return _plain(module, nn.Linear) if type(module) is nn.Linear else _tokenwise(module)
+
+
+def read_norm(module: nn.Module) -> str | None:
+    """The role of a LayerNorm in the embeddings, where it cannot be called instead."""
+    why = norm(module)
+    return f"{type(module).__name__} must be called" if why == CALLED else why
 
 
 def norm(module: nn.Module) -> str | None:
@@ -325,6 +335,7 @@ class Survey:
         self._visited: dict[nn.Module, None] = {root: None}
         self._facts = list(facts)
         self._values: list[Tensor] = []
+        self._look_at_root(root)
         self._walk(root, "")
         self._modules = list(self._visited)
         self._dicts = [m.__dict__ for m in self._modules]
@@ -333,6 +344,16 @@ class Survey:
         kinds = dict.fromkeys(map(type, self._modules))
         self._methods = list(dict.fromkeys(key for kind in kinds for key in _methods(kind)))
         self._fact_values, self._then, self._hooks = self._now_facts(), self._now(), list(self._now_hooks())
+
+    def _look_at_root(self, root: nn.Module) -> None:
+        """Its hooks and its forward are called anyway; not what its forward calls."""
+        why = why_class_touched(type(root))
+        for _, name in _methods(type(root)):
+            if name != "forward":
+                self._facts.append((root.__dict__, name))
+                why = why or (f"its {name} is replaced" if name in root.__dict__ else None)
+        if why is not None:
+            self.touches.append(Touch(type(root).__name__, why))
 
     def _walk(self, module: nn.Module, path: str) -> None:
         for name, role in getattr(module, "parts", {}).items():
@@ -367,6 +388,7 @@ class Survey:
             self._dropouts.append((module, parent if role is dropout_rate else module))
         own, changed = module.__dict__, getattr(module, "why_changed", None)
         self._facts += [(own, name) for name in (*_FACTS.get(type(module), ()), *getattr(module, "facts", ()))]
+        self._facts += [(own, name) for _, name in _methods(type(module)) if name != "forward"]
         for name in getattr(module, "buffers_read", ()):
             self._facts.append((own["_buffers"], name))
             self._values += [own["_buffers"][name]] if own["_buffers"].get(name) is not None else []

@@ -322,7 +322,9 @@ class TestDeferredLogits:
         rows = []
         transform = type(fast.cls.predictions.transform)
         forward = transform.forward
-        monkeypatch.setattr(transform, "forward", lambda self, x, **how: rows.append(x.shape) or forward(self, x, **how))
+        monkeypatch.setattr(
+            transform, "forward", lambda self, x, **how: rows.append(x.shape) or forward(self, x, **how)
+        )
         output = no_dropout(fast)(**inputs)
         output.loss.backward()
         assert rows == [(int((inputs["labels"] != -100).sum()), 48)]

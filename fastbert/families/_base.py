@@ -56,7 +56,7 @@ class State:
 
     Attributes:
         packed_calls: forward passes through the packed path.  fallbacks: the others, by reason.
-        forced: why calls must fall back, while a head does so.
+        forced: why calls must fall back, while a model around it does so.
         survey: of the module's parts; made anew for a copy.
     """
 
@@ -106,6 +106,7 @@ def unswap(root: nn.Module) -> list[nn.Module]:
         original = originals.get(kind) or _subclasses.original(kind)
         if original is not None:
             _become(module, original)
+        if is_fast(kind):  # without a state, one of somebody's own does what transformers' does
             module.__dict__.pop(_STATE, None)
             found.append(module)
     return found
@@ -113,25 +114,25 @@ def unswap(root: nn.Module) -> list[nn.Module]:
 
 def fast_class(kind: type) -> type | None:
     """fastbert's class for a module's class: for a subclass of transformers' that keeps its forward, one is made."""
-    if kind in CLASSES:
-        return CLASSES[kind]
     if is_fast(kind):
         return kind
+    if kind in CLASSES:
+        return CLASSES[kind]
     return _subclasses.fast(kind, CLASSES)
 
 
 def is_fast(kind: type) -> bool:
-    """Whether it is a class of fastbert's."""
-    return kind in CLASSES.values() or _subclasses.original(kind) is not None
+    """Whether it is a class of fastbert's, or comes from one."""
+    return any(base in CLASSES.values() for base in kind.__mro__)
 
 
-def _become(module: nn.Module, kind: type) -> None:
+def _become(module: nn.Module, kind: Any) -> None:
     """Change a module's class, and what others keep of its old one: `forward`, put aside in the module itself."""
-    old = cast(Any, type(module)).forward
+    old: Any = type(module).forward
     module.__class__ = kind
     for name, value in module.__dict__.items():
         if isinstance(value, types.MethodType) and value.__self__ is module and value.__func__ is old:
-            module.__dict__[name] = types.MethodType(cast(Any, kind.forward), module)
+            module.__dict__[name] = types.MethodType(kind.forward, module)
 
 
 def max_tokens(model: PreTrainedModel) -> int:
@@ -202,29 +203,20 @@ def why_transformers(config: PretrainedConfig, eager_attention: Callable[..., An
     return touched.why_all_touched()
 
 
-@contextmanager
-def forced(root: nn.Module, reason: str) -> Iterator[None]:
-    """Let the models inside fall back, uncounted: a head has done so."""
-    states = [state(module) for module in root.modules() if isinstance(module, PreTrainedModel)]
-    for known in states:
-        known.forced = reason
-    try:
-        yield
-    finally:
-        for known in states:
-            known.forced = None
+def model_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For a forward that replaces transformers' own.
 
-
-def same_signature(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a forward that replaces transformers' own: the Trainer and others look at its arguments by name.
-
-    Bound to a model that is not patched any more, it is transformers' own.
+    It has its signature, for the Trainer and others look at the arguments by name. Where the model is not patched any
+    more, or somebody replaced the method of transformers' class, that is called.
     """
+    written, plain = stock.forward, _losses.honour_num_items(stock)
 
     def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
         def packed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
             if _STATE not in self.__dict__:
                 return stock.forward(self, *args, **kwargs)
+            if stock.forward is not written:
+                return _as_transformers(self, f"{stock.__name__}.forward is replaced", plain, args, kwargs)
             return forward(self, *args, **kwargs)
 
         return _like(stock, forward, packed)
@@ -233,25 +225,48 @@ def same_signature(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]
 
 
 def head_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`same_signature` for a head that works on packed hidden states: transformers' own where a part is touched."""
+    """`model_forward` for a head: transformers' own where one of its parts is touched."""
     plain = _losses.honour_num_items(stock)
 
     def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
         def packed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-            reason = survey(self).first()
+            reason = survey(self).first() or touched.why_all_touched()
             if reason is None:
                 return forward(self, *args, **kwargs)
-            fall_back(self, reason, packed=kwargs.get("cu_seq_lens_q") is not None)
-            for name in ("max_labels", "label_rows", "num_sequences_in_batch"):
-                kwargs.pop(name, None)
-            if kwargs.get("shift_labels") is not None:
-                kwargs.setdefault("labels", kwargs["shift_labels"])
-            with forced(self, reason):
-                return plain(self, *args, **kwargs)
+            return _as_transformers(self, reason, plain, args, kwargs)
 
-        return same_signature(stock)(packed)
+        return model_forward(stock)(packed)
 
     return decorate
+
+
+def _as_transformers(
+    model: PreTrainedModel, reason: str, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A call that falls back with the models inside of it, without what only fastbert knows."""
+    fall_back(model, reason, packed=kwargs.get("cu_seq_lens_q") is not None)
+    kwargs = {name: value for name, value in kwargs.items() if name not in _OURS}
+    if kwargs.get("shift_labels") is not None:
+        kwargs.setdefault("labels", kwargs["shift_labels"])
+    with _forced(model, reason):
+        return plain(model, *args, **kwargs)
+
+
+_OURS = ("max_labels", "label_rows", "num_sequences_in_batch", "_keep_packed", "_token_labels")
+
+
+@contextmanager
+def _forced(root: nn.Module, reason: str) -> Iterator[None]:
+    """Let the models inside fall back, uncounted."""
+    states = [state(module) for module in root.modules() if isinstance(module, PreTrainedModel)]
+    before = [known.forced for known in states]
+    for known in states:
+        known.forced = reason
+    try:
+        yield
+    finally:
+        for known, forced in zip(states, before, strict=True):
+            known.forced = forced
 
 
 def _like(stock: type[PreTrainedModel], forward: Callable[..., Any], packed: Callable[..., Any]) -> Callable[..., Any]:

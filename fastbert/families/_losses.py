@@ -44,17 +44,16 @@ def honour_num_items(stock: type[PreTrainedModel]) -> Callable[..., Any]:
     transformers' Trainer passes it and then leaves the division by the accumulation steps to the model, but BERT's
     heads ignore it: https://github.com/huggingface/transformers/issues/47688.
     """
-    stock_forward = stock.forward
-    parameters = inspect.signature(stock_forward)
+    parameters = inspect.signature(stock.forward)
 
-    @functools.wraps(stock_forward)
+    @functools.wraps(stock.forward)
     def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         num_items = kwargs.pop("num_items_in_batch", None)
         if num_items is None:
-            return stock_forward(self, *args, **kwargs)
+            return stock.forward(self, *args, **kwargs)
         labels = parameters.bind(self, *args, **kwargs).arguments.get("labels")
         return_dict = kwargs.pop("return_dict", None)
-        output = stock_forward(self, *args, **kwargs, return_dict=True)
+        output = stock.forward(self, *args, **kwargs, return_dict=True)
         if labels is not None:
             output["loss"] = mean_over_items(output.loss, labels, num_items)
         as_dict = self.config.return_dict if return_dict is None else return_dict

@@ -4,6 +4,7 @@
 BertForMaskedLM between it and transformers'.
 """
 
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -29,15 +30,15 @@ def why_not(kind: type, classes: Mapping[type, type]) -> str | None:
     known = _parent(kind, classes)
     if known is None:
         return "it comes from no class that fastbert knows"
-    replaced = [name for name, value in vars(classes[known]).items() if callable(value)]
+    replaced = [name for name, value in vars(classes[known]).items() if inspect.isfunction(value)]
     for base in kind.__mro__[: kind.__mro__.index(known)]:
-        own = [name for name in (*replaced, *_CALLED) if name in vars(base) and name not in ("__init__", "__doc__")]
+        own = [name for name in (*replaced, *_CALLED) if name in vars(base)]
         if own:
             return f"{base.__name__} has its own {own[0]}, where {known.__name__}'s is what fastbert replaces"
     return None
 
 
-_CALLED = ("feed_forward_chunk", "_create_attention_masks", "__call__")
+_CALLED = ("forward", "feed_forward_chunk", "_create_attention_masks", "__call__")
 
 
 def _parent(kind: type, classes: Mapping[type, type]) -> Any:

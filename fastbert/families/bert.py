@@ -42,7 +42,7 @@ class BertEmbeddings(stock.BertEmbeddings):
         "word_embeddings": touched.table,
         "position_embeddings": touched.unpadded_table,
         "token_type_embeddings": touched.unpadded_table,
-        "LayerNorm": touched.norm,
+        "LayerNorm": touched.read_norm,
         "dropout": touched.dropout,
     }
     buffers_read = ("position_ids", "token_type_ids")
@@ -158,6 +158,11 @@ class BertSelfOutput(stock.BertSelfOutput):
 
 class BertAttention(stock.BertAttention):
     parts: ClassVar[Parts] = {"self": container(BertSelfAttention), "output": container(BertSelfOutput)}
+    facts = ("is_cross_attention",)
+
+    def why_changed(self) -> str | None:
+        """What transformers reads of this module and the packed encoder cannot have otherwise."""
+        return "is_cross_attention" if self.is_cross_attention else None
 
     def forward(
         self,
@@ -256,7 +261,9 @@ class BertLayer(stock.BertLayer):
 
     def fusions(self) -> Fusions:
         inner, output = self.intermediate, self.output
-        why = encoder.why_not_feed_forward(inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm)
+        why = container(BertIntermediate)(inner) or container(BertOutput)(output)
+        if why is None:
+            why = encoder.why_not_feed_forward(inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm)
         return [("feed-forward in one operator, its GELU not kept", why)]
 
 
@@ -379,7 +386,7 @@ class BertModel(Built, stock.BertModel):
         "pooler": touched.container(stock.BertPooler),
     }
 
-    @_base.same_signature(stock.BertModel)
+    @_base.model_forward(stock.BertModel)
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -432,7 +439,7 @@ class BertModel(Built, stock.BertModel):
                 _base.fall_back(self, reason or "", packed=cu_seqlens is not None)
             return stock.BertModel.forward(
                 self,
-                input_ids=input_ids,
+                input_ids,
                 attention_mask=attention_mask,
                 token_type_ids=token_type_ids,
                 position_ids=position_ids,
@@ -616,3 +623,4 @@ _base.register(
     BertPreTrainingHeads,
     BertModel,
 )
+touched.remember(stock.BertPooler)

@@ -384,15 +384,22 @@ class BertForQuestionAnswering(_Head, stock.BertForQuestionAnswering):
 
 
 class BertForNextSentencePrediction(Built, stock.BertForNextSentencePrediction):
-    forward = _losses.honour_num_items(stock.BertForNextSentencePrediction)
+    parts: ClassVar[Parts] = {"bert": Whole(container(BertModel))}
+    forward = _base.head_forward(stock.BertForNextSentencePrediction)(
+        _losses.honour_num_items(stock.BertForNextSentencePrediction)
+    )
 
 
 class BertForSequenceClassification(Built, stock.BertForSequenceClassification):
-    forward = _losses.honour_num_items(stock.BertForSequenceClassification)
+    parts: ClassVar[Parts] = {"bert": Whole(container(BertModel))}
+    forward = _base.head_forward(stock.BertForSequenceClassification)(
+        _losses.honour_num_items(stock.BertForSequenceClassification)
+    )
 
 
 class BertForMultipleChoice(Built, stock.BertForMultipleChoice):
-    forward = _losses.honour_num_items(stock.BertForMultipleChoice)
+    parts: ClassVar[Parts] = {"bert": Whole(container(BertModel))}
+    forward = _base.head_forward(stock.BertForMultipleChoice)(_losses.honour_num_items(stock.BertForMultipleChoice))
 
 
 def _shifted(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
