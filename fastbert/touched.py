@@ -36,6 +36,7 @@ Parts = Mapping[str, Any]  # by a child's name: its role, or for a list of child
 # What hooks modules without looking at what goes through them, or changing what they compute.
 _MACHINERY = (
     "deepspeed.",
+    "fastbert.",
     "torch._dynamo.",
     "torch.distributed.",
     "torch.nn.utils.",  # weight and spectral norm, pruning: they write a leaf's weight before it is called
@@ -331,7 +332,7 @@ class Survey:
         self.touches: list[Touch] = []
         self.called: set[nn.Module] = set()
         self.hooked: list[str] = []
-        self._dropouts: list[tuple[nn.Module, nn.Module]] = []  # with the module whose mode each goes by
+        self._dropouts: list[tuple[str, nn.Module, nn.Module]] = []  # with the module whose mode each goes by
         self._visited: dict[nn.Module, None] = {root: None}
         self._facts = list(facts)
         self._values: list[Tensor] = []
@@ -384,8 +385,8 @@ class Survey:
             self._visited.update(dict.fromkeys(module.modules()))
         if why == CALLED:
             self.called.add(module)
-        if role is dropout or role is dropout_rate:
-            self._dropouts.append((module, parent if role is dropout_rate else module))
+        if role is dropout_rate or (role is dropout and type(module) is nn.Dropout):
+            self._dropouts.append((path, module, parent if role is dropout_rate else module))
         own, changed = module.__dict__, getattr(module, "why_changed", None)
         self._facts += [(own, name) for name in (*_FACTS.get(type(module), ()), *getattr(module, "facts", ()))]
         self._facts += [(own, name) for _, name in _methods(type(module)) if name != "forward"]
@@ -435,6 +436,9 @@ class Survey:
         """What else is touched, or None."""
         return next((str(t) for t in self.touches if t.path != part and not t.path.startswith(f"{part}.")), None)
 
-    def drops(self) -> bool:
-        """Whether any dropout drops anything now."""
-        return any(goes_by.training and getattr(module, "p", 0) > 0 for module, goes_by in self._dropouts)
+    def drops(self, apart: str = "") -> bool:
+        """Whether any dropout drops anything now; those inside of one part left out."""
+        for path, module, goes_by in self._dropouts:
+            if goes_by.training and cast(float, module.p) > 0 and not (apart and path.startswith(f"{apart}.")):
+                return True
+        return False

@@ -14,7 +14,7 @@ LAYERS = (
     ("reference", "_C", "errors", "terminal"),
     ("_library",),
     ("kernels",),
-    ("functional", "packing"),
+    ("functional", "packing", "touched"),
     ("encoder",),
     ("families",),
     ("models", "patching", "warmup", "data"),

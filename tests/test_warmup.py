@@ -220,7 +220,7 @@ def test_all_is_as_it_was() -> None:
     model.bert.encoder.layer[0].eval()
     model.bert.pooler.requires_grad_(False)
     calls = []
-    model.bert.register_forward_hook(lambda *_: calls.append(torch._C._is_multithreading_enabled()))
+    model.register_forward_hook(lambda *_: calls.append(torch._C._is_multithreading_enabled()))
     gradients = {name: torch.randn_like(p) for name, p in model.named_parameters() if p.requires_grad}
     for name, p in model.named_parameters():
         p.grad = gradients.get(name)

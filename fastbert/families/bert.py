@@ -451,7 +451,9 @@ class BertModel(Built, stock.BertModel):
                 **kwargs,
             )
         packing, survey = inputs.packing, self.survey()
-        seed = functional.draw_seed(packing.cu_seqlens.device) if survey.drops() else None
+        own_embeddings = survey.within("embeddings") is None
+        drops = survey.drops(apart="" if own_embeddings else "embeddings")
+        seed = functional.draw_seed(packing.cu_seqlens.device) if drops else None
         run = Run(packing, seed, bool(self.config.is_decoder), survey.called)
         if not torch.compiler.is_compiling():
             _base.state(self).packed_calls += 1
@@ -460,21 +462,22 @@ class BertModel(Built, stock.BertModel):
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         wanted = _wanted(selection, layers + 1)
         rows = self._rows_read(inputs, selection)
-        if survey.within("embeddings") is None:
+        if own_embeddings:
             embedded_TN = self.embeddings(run=run, inputs=inputs)
             if "embeddings.word_embeddings" in survey.hooked and not embedded_TN.requires_grad:
                 embedded_TN.requires_grad_(torch.is_grad_enabled())  # what the hook does
         else:
-            embedded_BLN = cast(nn.Module, self.embeddings)(
+            if position_ids is None and cu_seqlens is not None:
+                position_ids = packing.position_ids[None]
+            embeddings = cast(BertEmbeddings, self.embeddings)
+            embedded_BLN = embeddings(
                 input_ids=input_ids,
-                position_ids=packing.position_ids[None]
-                if position_ids is None and cu_seqlens is not None
-                else position_ids,
+                position_ids=position_ids,
                 token_type_ids=token_type_ids,
                 inputs_embeds=inputs_embeds,
                 past_key_values_length=0,
             )
-            embedded_TN = self.embeddings.as_residual(packing.pack(embedded_BLN))
+            embedded_TN = embeddings.as_residual(packing.pack(embedded_BLN))
         if inputs.padding_mask is not None:
             like_BLN = embedded_TN.view(*packing.shape, -1)
             masks = cast(Any, self)._create_attention_masks(inputs.padding_mask, None, like_BLN, None, None)
