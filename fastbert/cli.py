@@ -28,7 +28,7 @@ from fastbert.commands.prepare import prepare
 from fastbert.commands.pretrain import pretrain
 from fastbert.commands.texts import read_texts
 from fastbert.commands.warm_up import warm_up
-from fastbert.errors import InputError
+from fastbert.errors import CommonError, InputError
 from fastbert.terminal import note, progress
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def main() -> None:
         message = _mistake(error)
         if message is None:
             raise
-        print(f"fastbert: {message}", file=sys.stderr)
+        if not isinstance(error, CommonError) or os.environ.get("RANK", "0") == "0":
+            note(message)
         sys.exit(1)
 
 
