@@ -91,8 +91,14 @@ class TestStop:
     def test_before_the_next_checkpoint_where_nothing_is_logged(
         self, corpus: Path, tmp_path: Path, step: int, last: int | None
     ) -> None:
+        """It names the first of several."""
         kept = "Nothing was saved before" if last is None else f"checkpoint-{last} was saved before"
-        with not_finite("both", step), pytest.raises(InputError, match=rf"^step {step} is not finite: .*{kept}"):
+        said = rf"^step {step} is not finite: its loss is inf.*{kept}"
+        with (
+            not_finite("both", step),
+            not_finite("the loss", step + 1),
+            pytest.raises(InputError, match=said),
+        ):
             run(corpus, tmp_path / "run", log_every=100)
         assert _saved(tmp_path / "run") == (set() if last is None else {f"checkpoint-{last}"})
 
