@@ -26,6 +26,7 @@ from fastbert.training.checkpoints import DRAFTS
 from fastbert.training.plot import plot, read_log
 from fastbert.training.recipe import load_config
 from fastbert.training.trainer import PretrainingTrainer
+from tests.optional import needs
 from tests.runs import (
     BREAKS,
     CONFIG,
@@ -192,7 +193,13 @@ class TestContinue:
                     assert "left_out" not in actual
                     for key in ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "grad_norm"):
                         assert actual[key] == expected[key]
-        plot([output], tmp_path / "curves.png")
+
+    @needs("matplotlib")
+    def test_curves_have_a_gap_there(self, tmp_path: Path) -> None:
+        records = [{"step": 1, "mlm_loss": 6.0}, {"step": 2, "loss": None, "left_out": 1}, {"step": 3, "mlm_loss": 5.0}]
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        plot([tmp_path], tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").stat().st_size > 1000
 
     def test_the_log_is_of_the_other_steps(
         self, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
