@@ -276,7 +276,7 @@ class PretrainingTrainer(Trainer):
         check_weights(self.model, self.state.global_step, self._run, self.args.world_size)
         left_out = self._left_out + self._check_steps()
         if left_out and self.is_world_process_zero():
-            note(f"{left_out:,} steps were left out: their loss or gradient was not finite")
+            note(f"steps left out, for their loss or gradient was not finite: {left_out:,}")
         draft = self._run / checkpoints.DRAFTS / target.name
         self.save_model(str(draft), _internal_call=True)
         self._agree(f"the {target.name}")
