@@ -26,8 +26,9 @@ from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, Model, t
 from fastbert.commands.plot import plot
 from fastbert.commands.prepare import prepare
 from fastbert.commands.pretrain import pretrain
+from fastbert.commands.texts import read_texts
 from fastbert.commands.warm_up import warm_up
-from fastbert.errors import InputError
+from fastbert.errors import CommonError, InputError
 from fastbert.terminal import note, progress
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def main() -> None:
         message = _mistake(error)
         if message is None:
             raise
-        print(f"fastbert: {message}", file=sys.stderr)
+        if not isinstance(error, CommonError) or os.environ.get("RANK", "0") == "0":
+            note(message)
         sys.exit(1)
 
 
@@ -98,7 +100,7 @@ def info() -> None:
 @app.command()
 def embed(
     model: Model,
-    texts: Annotated[Path, typer.Argument(metavar="[TEXTS]", help="A text a line; - for stdin.")] = Path("-"),
+    texts: Annotated[Path, typer.Argument(metavar="[TEXTS]", help="A text a line, also .gz; - for stdin.")] = Path("-"),
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file, float32 (texts, hidden size).")],
     pool: Annotated[Pool, typer.Option(help="The mean of a text's tokens, or its first one.")] = Pool.mean,
@@ -114,7 +116,7 @@ def embed(
     from fastbert.inference import Embedder
 
     with _written_at_once(output) as save:
-        lines = _read_texts(texts)
+        lines = read_texts(texts)
         embedder = Embedder.from_pretrained(
             model,
             dtype=torch_dtype(dtype),
@@ -201,7 +203,7 @@ def verify_command(
     from fastbert.inference import load_tokenizer, max_tokens
     from fastbert.verify import MASKS, load_architecture, verify
 
-    lines = None if text is None else _read_texts(text)
+    lines = None if text is None else read_texts(text)
     target = torch_device(device)
     loaded = load_architecture(model)
     sequences, material = None, "random ids"
@@ -408,27 +410,6 @@ def _where(device: "torch.device | str") -> str:
         threads = torch.get_num_threads()
         return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return _gpu(device) or str(device)
-
-
-def _read_texts(path: Path) -> list[str]:
-    """Lines of a UTF-8 file, only \\n and \\r\\n ending them."""
-    name = "stdin" if str(path) == "-" else str(path)
-    if name == "stdin":
-        if sys.stdin.isatty():
-            note("reading texts from the terminal, one a line; Ctrl-D ends them")
-        content = sys.stdin.buffer.read()
-    else:
-        content = path.read_bytes()
-    if not content:
-        raise InputError(f"{name} is empty")
-    lines = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
-    texts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            texts.append(line.removesuffix(b"\r").decode())
-        except UnicodeDecodeError as error:
-            raise InputError(f"{name}, line {number}: not UTF-8") from error
-    return texts
 
 
 @contextlib.contextmanager

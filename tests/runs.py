@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,17 +81,19 @@ def run_in_two_processes(
     *,
     full: tuple[int, int, int] | None = None,
     killed_at: int | None = None,
+    broken: tuple[str, int, int] | None = None,
     **changes: Any,
 ) -> tuple[list[int], str]:
     """Their exit statuses, and what they said.
 
     full: step, rank, bytes: that one cannot write more from that checkpoint on.  killed_at: the first is, in that step.
+    broken: what, step, rank: that one's loss or gradient is not finite there.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     errors = output.parent / "stderr"
-    shared = (port, full, killed_at, corpus, output, errors, changes)
+    shared = (port, full, killed_at, broken, corpus, output, errors, changes)
     statuses = _in_processes([(_one_of_two, (own, *shared)) for own in (0, 1)])
     return statuses, "".join(path.read_text() for path in sorted(errors.parent.glob(f"{errors.name}-*")))
 
@@ -131,6 +135,39 @@ def full_disk_while_saving(bytes_left: int, step: int, rank: int = 0) -> Iterato
             save(self, *args)
 
     with mock.patch.object(PretrainingTrainer, "_save_checkpoint", saved):
+        yield
+
+
+def _infinite_gradient(loss: Tensor) -> Tensor:
+    loss.register_hook(lambda gradient: gradient * math.inf)
+    return loss
+
+
+BREAKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the loss": lambda loss: loss + math.nan,  # its gradient is what it was
+    "the gradient": _infinite_gradient,
+    "both": lambda loss: loss * math.inf,
+}
+
+
+@contextlib.contextmanager
+def not_finite(what: str, step: int, rank: int = 0, part: int = 0) -> Iterator[None]:
+    """In that step, counted from 1, of one process, in that one of its accumulated batches."""
+    compute_loss = PretrainingTrainer.compute_loss
+    parts: Counter[PretrainingTrainer] = Counter()  # of that step, of each run
+
+    def computed(self: PretrainingTrainer, model: Any, *args: Any, **kwargs: Any) -> Any:
+
+        def broken(**inputs: Any) -> Any:
+            outputs = model(**inputs)
+            outputs.loss = BREAKS[what](outputs.loss)
+            return outputs
+
+        here = self.state.global_step + 1 == step and self.args.process_index == rank
+        parts[self] += here
+        return compute_loss(self, broken if here and parts[self] == part + 1 else model, *args, **kwargs)
+
+    with mock.patch.object(PretrainingTrainer, "compute_loss", computed):
         yield
 
 
@@ -188,6 +225,7 @@ def _one_of_two(
     port: int,
     full: tuple[int, int, int] | None,
     killed_at: int | None,
+    broken: tuple[str, int, int] | None,
     corpus: Path,
     output: Path,
     errors: Path,
@@ -201,5 +239,8 @@ def _one_of_two(
         kill_at(killed_at, output)
     with open(f"{errors}-{own}", "w") as said:
         os.dup2(said.fileno(), 2)
-        with full_disk_while_saving(full[2], *full[:2]) if full is not None else contextlib.nullcontext():
+        with (
+            full_disk_while_saving(full[2], *full[:2]) if full is not None else contextlib.nullcontext(),
+            not_finite(*broken) if broken is not None else contextlib.nullcontext(),
+        ):
             run(corpus, output, **changes)

@@ -1,5 +1,6 @@
 """The command line as users meet it: what it prints, what it writes, and one line for a mistake."""
 
+import gzip
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import fastbert
 from fastbert import cli, demo, inference, verify
+from fastbert.commands.texts import read_texts
 from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
 
 ANSWERS = (
@@ -186,6 +188,22 @@ def test_embed_reads_stdin(run: Run, checkpoint: str, tmp_path: Path, arguments:
     )
 
 
+def test_embed_reads_gzip_files(run: Run, checkpoint: str, tmp_path: Path) -> None:
+    packed, output = tmp_path / "texts.txt.gz", tmp_path / "v.npy"
+    packed.write_bytes(gzip.compress(b"the cat\r\n\r\na dog", 0))
+    status, _, err = run("embed", checkpoint, packed, "-o", output)
+    assert status == 0, err
+    expected = inference.Embedder.from_pretrained(checkpoint)(["the cat", "", "a dog"])
+    np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
+    output.unlink()
+    packed.write_bytes(packed.read_bytes()[:-10])  # a row a line, or none
+    status, _, err = run("embed", checkpoint, packed, "-o", output)
+    assert status == 1
+    assert is_one_line(err)
+    assert f"{packed} is a damaged or truncated gzip file, after line 2" in err
+    assert not output.exists()
+
+
 def test_embed_passes_its_options_on(run: Run, checkpoint: str, texts: Path, tmp_path: Path) -> None:
     output = tmp_path / "v.npy"
     options = ("--pool", "cls", "--normalize", "--max-length", 5, "--device", "cpu", "--dtype", "bf16")
@@ -202,12 +220,14 @@ def test_embed_passes_its_options_on(run: Run, checkpoint: str, texts: Path, tmp
         (b"\n", [""]),
         (b"a\n\n\nb", ["a", "", "", "b"]),
         (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\rb\r\rc\r", ["a", "b", "", "c"]),
         ("\N{ZERO WIDTH NO-BREAK SPACE}a\u2028b\x0bc\n".encode(), ["a\u2028b\x0bc"]),
     ],
 )
 def test_only_newlines_end_a_text(tmp_path: Path, content: bytes, lines: list[str]) -> None:
     (tmp_path / "texts.txt").write_bytes(content)
-    assert cli._read_texts(tmp_path / "texts.txt") == lines
+    (tmp_path / "texts.txt.GZ").write_bytes(gzip.compress(content))
+    assert read_texts(tmp_path / "texts.txt") == read_texts(tmp_path / "texts.txt.GZ") == lines
 
 
 def test_an_unknown_script_is_warned_of(run: Run, checkpoint: str, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
 from fastbert import cli
+from fastbert.data import parts, vocabulary
 from fastbert.data import prepare as prepare_
-from fastbert.data import vocabulary
 from fastbert.data.prepare import prepare, train_vocabulary
 from fastbert.data.readers import Reader
 from fastbert.data.store import Store, whole_part
@@ -339,6 +339,52 @@ class TestKilled:
         assert content(begun) == content(undisturbed)
 
 
+@needs("sentencex")
+class TestDamaged:
+    """A gzip file that is cut off, between two that are whole."""
+
+    @pytest.fixture
+    def files(self, texts: list[Path], tmp_path: Path) -> list[Path]:
+        packed = gzip.compress(b"\n\n".join(fable["text"].encode() for fable in fables()))
+        return [texts[0], _write(tmp_path / "cut.txt.gz", packed[: len(packed) * 2 // 3]), texts[1]]
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_it_stops_and_goes_on(self, files: list[Path], vocabulary_file: Path, tmp_path: Path, workers: int) -> None:
+        """What was written before is there then; however it was made, the store is the same."""
+        used = Reader(use_damaged=True)
+        whole = make_store(files, tmp_path / "whole", vocabulary_file, reader=used, workers=workers)
+        (place,) = whole.problems.first["the rest of a damaged or truncated gzip file"]
+        read = place.split("(")[1].removesuffix(" read)")
+        for _ in range(2):
+            with pytest.raises(InputError, match=rf"cut\.txt\.gz is a damaged .* \({read} can be read\)"):
+                make_store(files, tmp_path / "corpus", vocabulary_file, workers=workers)
+            with pytest.raises(InputError, match="is not finished"):
+                Store.open(tmp_path / "corpus")
+        begun = list((tmp_path / "corpus").glob("part-*"))
+        assert begun
+        assert all(whole_part(part) is not None for part in begun)
+        prepared = make_store(files, tmp_path / "corpus", vocabulary_file, reader=used, workers=workers)
+        assert (prepared.found, prepared.written) == (len(begun), whole.parts - len(begun))
+        assert content(tmp_path / "corpus") == content(tmp_path / "whole")
+        manifest = json.loads((tmp_path / "corpus/manifest.json").read_text())
+        assert manifest["problems"]["the rest of a damaged or truncated gzip file"] == [place]
+
+    def test_the_shards_of_it(self, files: list[Path], vocabulary_file: Path, tmp_path: Path) -> None:
+        used = Reader(use_damaged=True)
+        make_store(files, tmp_path / "whole", vocabulary_file, reader=used)
+        for i in (2, 1):
+            with pytest.raises(InputError, match="damaged"):
+                make_store(files, tmp_path / "corpus", vocabulary_file, shard=(i, 2))
+        assert make_store(files, tmp_path / "corpus", vocabulary_file, reader=used, shard=(2, 2)).missing
+        assert not make_store(files, tmp_path / "corpus", vocabulary_file, reader=used, shard=(1, 2)).missing
+        assert content(tmp_path / "corpus") == content(tmp_path / "whole")
+
+    def test_a_vocabulary_of_it(self, files: list[Path]) -> None:
+        with pytest.raises(InputError, match=r"cut\.txt\.gz is a damaged"):
+            train_vocabulary(files, Reader(), 700, cased=False)
+        assert len(train_vocabulary(files, Reader(use_damaged=True), 700, cased=False)) == 700
+
+
 class TestDiskFull:
     @pytest.mark.parametrize("limit", [100, 1000, 6000])
     def test_one_error_and_no_damage(
@@ -381,7 +427,7 @@ class TestMemory:
 
         class Pool:
             def __init__(self, workers: int, context: object, initializer: Callable[..., None], arguments: Any) -> None:
-                monkeypatch.setattr(prepare_, "parent_process", lambda: None)
+                monkeypatch.setattr(parts, "parent_process", lambda: None)
                 monkeypatch.setattr(signal, "signal", lambda *_: None)
                 monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
                 initializer(*arguments)
@@ -600,9 +646,9 @@ class TestMistakes:
     @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.md", "a.txt.gz"])
     def test_nothing_is_left(self, vocabulary_file: Path, tmp_path: Path, name: str) -> None:
         file = _write(tmp_path / name, b"\xff\n")
-        reason = "a damaged or truncated gzip file" if name.endswith("gz") else "not UTF-8"
+        reason = "the rest of a damaged or truncated gzip file" if name.endswith("gz") else "not UTF-8"
         with pytest.raises(InputError, match=f"nothing is left of the text: 1 x {reason}"):
-            make_store([file], tmp_path / "corpus", vocabulary_file)
+            make_store([file], tmp_path / "corpus", vocabulary_file, reader=Reader(use_damaged=True))
         _write(file, b"\x01\n" if name == "a.txt" else b"")
         reason = "a document without a token" if name == "a.txt" else "a file without text"
         with pytest.raises(InputError, match=f"nothing is left of the text: 1 x {reason}"):
@@ -618,6 +664,8 @@ class TestMistakes:
             ("no shard 0/2", [file], {"shard": (0, 2)}),
             ("no shard 3/2", [file], {"shard": (3, 2)}),
             ("a code like en", [file], {"language": "English"}),
+            (r"a\.txt is given twice", [file, Path(os.path.relpath(file))], {}),
+            (r"b\.json is a JSON array", [file, _write(tmp_path / "b.json", '[{"text": "fox"}]')], {}),
         ):
             with pytest.raises(InputError, match=message):
                 make_store(files, tmp_path / "corpus", vocabulary_file, **options)
@@ -700,7 +748,21 @@ class TestCommand:
         assert "fastbert: warning: 1 of 6 tokens are unknown to the vocabulary" in said
         assert _decoded(tmp_path / "corpus") == [["fox fox"], ["lion [UNK] fox", "lion"]]
 
+    def test_a_damaged_file(self, run: Run, vocabulary_file: Path, tmp_path: Path) -> None:
+        file = _write(tmp_path / "a.txt.gz", gzip.compress(b"fox lion\n\nfox", 0)[:-10])
+        arguments = (file, "-o", tmp_path / "corpus", "--vocab", vocabulary_file)
+        status, said = run(*arguments)
+        assert (status, said.count("\n")) == (1, 1)
+        assert f"fastbert: {file} is a damaged or truncated gzip file (3 lines with 2 documents can be read)" in said
+        assert "--use-damaged" in said
+        status, said = run(*arguments, "--use-damaged")
+        assert status == 0
+        reason = "the rest of a damaged or truncated gzip file, 1 x: a.txt.gz (3 lines with 2 documents read)"
+        assert f"fastbert: left out: {reason}\n" in said
+        assert _decoded(tmp_path / "corpus") == [["fox lion"], ["f"]]
+
     def test_mistakes(self, run: Run, vocabulary_file: Path, tmp_path: Path) -> None:
+        array = _write(tmp_path / "array.json", '[{"text": "fox"}]')
         good = (FABLES, "-o", tmp_path / "corpus", "--vocab", vocabulary_file)
         for message, status, arguments in (
             ("exactly one of --vocab and --train-vocab", 1, good[:3]),
@@ -710,6 +772,9 @@ class TestCommand:
             ("there is no shard 3/2", 1, (*good, "--shard", "3/2")),
             ("is uncased, whatever the option says", 1, (*good[:4], _saved(vocabulary_file, tmp_path), "--cased")),
             ("Invalid value for '--workers'", 2, (*good, "--workers", "0")),
+            ("Invalid value for '--train-vocab'", 2, (*good[:3], "--train-vocab", "99")),
+            ("array.json is a JSON array", 1, (array, *good)),
+            ("fables.jsonl is given twice", 1, (FABLES, *good)),
             ("No such option", 2, (*good, "--vocabulary", "x")),
             ("Missing option '--output'", 2, (FABLES,)),
         ):

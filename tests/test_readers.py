@@ -4,12 +4,14 @@ import errno
 import gzip
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastbert.data import readers, sentences
+from fastbert.data import lines, readers, sentences
+from fastbert.data.lines import Lines
 from fastbert.data.readers import Problems, Reader, markdown_documents
 from fastbert.errors import InputError
 from tests.optional import needs
@@ -44,6 +46,31 @@ class TestText:
     def test_only_newlines_end_lines(self, tmp_path: Path) -> None:
         texts, _, _ = _read(tmp_path / "a.txt", "a\u2028b\x0cc\x85d\n", sentence_per_line=True)
         assert texts == [["a\u2028b\x0cc\x85d"]]
+
+    @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1 << 16])
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    def test_each_newline_ends_lines(
+        self, tmp_path: Path, end: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Wherever the chunks of a file end."""
+        monkeypatch.setattr(lines, "_CHUNK", chunk)
+        content = f"One{end}two.{end}{end} {end}Three.{end}"
+        texts, numbers, _ = _read(tmp_path / "a.txt", content, sentence_per_line=True)
+        assert texts == [["One", "two."], ["Three."]]
+        assert numbers == [1, 5]
+        assert _read(tmp_path / "a.txt.gz", gzip.compress(content.encode()), sentence_per_line=True)[0] == texts
+        assert _read(tmp_path / "a.md", f"# A{end}One{end}two.{end}{end}Three.{end}# B{end}Four.")[0] == [
+            ["One two.", "Three."],
+            ["Four."],
+        ]
+        assert _read(tmp_path / "a.jsonl", f'{{"text": "One."}}{end}{{"text": "Two."}}{end}')[0] == [["One."], ["Two."]]
+
+    @pytest.mark.parametrize("chunk", [1, 2, 1 << 16])
+    def test_newlines_of_all_kinds_in_a_file(self, tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lines, "_CHUNK", chunk)
+        texts, numbers, _ = _read(tmp_path / "a.txt", "a\rb\nc\r\nd\n\re\r\r\nf\r\n\ng")
+        assert texts == [["a b c d"], ["e"], ["f"], ["g"]]
+        assert numbers == [1, 6, 8, 10]
 
     def test_a_byte_order_mark_is_no_text(self, tmp_path: Path) -> None:
         assert _read(tmp_path / "a.txt", b"\xef\xbb\xbfone\n\n\xef\xbb\xbftwo")[0] == [["one"], ["\ufefftwo"]]
@@ -91,7 +118,8 @@ class TestJsonLines:
             "{": "not JSON",
             '{"text": "One."} {': "not JSON",
             "[" * 200_000: "not JSON",
-            '["text"]': "no text at 'text' or 'paragraphs'",
+            '["text"]': "not a JSON object",
+            '"text"': "not a JSON object",
             '{"title": "One."}': "no text at 'text' or 'paragraphs'",
             '{"text": 1}': "no text at 'text' or 'paragraphs'",
             '{"paragraphs": ["One.", 2]}': "no text at 'text' or 'paragraphs'",
@@ -106,6 +134,26 @@ class TestJsonLines:
         for number, reason in enumerate(lines.values(), 1):
             expected.setdefault(reason, []).append(f"a.jsonl, line {number}")
         assert problems == expected
+
+    @pytest.mark.parametrize("suffix", ["json", "jsonl", "ndjson.gz"])
+    @pytest.mark.parametrize(
+        "content", ['[{"text": "One."}]', '[\n  {\n    "text": "One."\n  }\n]\n', '\ufeff\r\n \t["One.", "Two."]', "[]"]
+    )
+    def test_an_array_is_no_lines(self, tmp_path: Path, content: str, suffix: str) -> None:
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(gzip.compress(content.encode()) if suffix.endswith("gz") else content.encode())
+        with pytest.raises(InputError, match=rf"{path} is a JSON array, but JSON lines are wanted, an object a line"):
+            Reader().check(path)
+
+    def test_what_is_no_array(self, tmp_path: Path) -> None:
+        for content in (b'{"text": ["One."]}', b"", b"\n\n", b"\xff["):
+            (tmp_path / "a.json").write_bytes(content)
+            Reader().check(tmp_path / "a.json")
+        for name in ("a.txt", "a.md"):
+            (tmp_path / name).write_text("[1] One.")
+            Reader().check(tmp_path / name)
+        (tmp_path / "a.json.gz").write_bytes(b"[damaged")
+        Reader().check(tmp_path / "a.json.gz")
 
 
 MARKDOWN = """\
@@ -211,24 +259,59 @@ class TestGzip:
         halves = content.encode()[:7], content.encode()[7:]
         assert _read(tmp_path / f"a.{suffix.upper()}.GZ", b"".join(map(gzip.compress, halves))) == plain
 
-    def test_truncated(self, tmp_path: Path) -> None:
-        content = FABLES.read_bytes()
-        for kept in (0.2, 0.9):
-            packed = gzip.compress(content)
-            texts, _, problems = _read(tmp_path / "a.jsonl.gz", packed[: int(kept * len(packed))])
-            assert 0 < len(texts) < len(fables())
-            assert texts == [[text["text"]] for text in fables()[: len(texts)]]
-            (places,) = problems.values()
-            assert problems.keys() == {"a damaged or truncated gzip file"}
-            assert places == [f"a.jsonl.gz, after line {len(texts)}"]
+    @pytest.mark.parametrize("kept", [0.2, 0.9, -16, -4])
+    def test_truncated(self, tmp_path: Path, kept: float) -> None:
+        """All documents that it has, then an error; with use_damaged a problem. The last 8 bytes hold no text."""
+        packed = gzip.compress(FABLES.read_bytes().removesuffix(b"\n"))
+        packed = packed[: int(kept * len(packed) if kept > 0 else kept)]
+        texts, _, problems = _read(tmp_path / "a.jsonl.gz", packed, use_damaged=True)
+        assert 0 < len(texts) <= len(fables())
+        assert (len(texts) == len(fables())) == (kept == -4)
+        assert texts == [[text["text"]] for text in fables()[: len(texts)]]
+        read = f"{len(texts) + (kept != -4)} lines with {len(texts)} documents"
+        assert problems == {"the rest of a damaged or truncated gzip file": [f"a.jsonl.gz ({read} read)"]}
+        found = []
+        with pytest.raises(InputError, match=rf"a\.jsonl\.gz is a damaged or truncated .* \({read} can be read\)"):
+            found.extend(Reader().read(tmp_path / "a.jsonl.gz", "a", Problems()))
+        assert [document.texts for document in found] == texts
+
+    def test_truncated_in_a_line(self, tmp_path: Path) -> None:
+        """What there is of a line is text; a character that is not whole, and half an object, are none."""
+        for letter, size in (("ä", 2), ("\N{GRINNING FACE}", 4)):
+            raw = b"".join(random.Random(0).choices([b"a", b"b ", b"c\n", letter.encode()], k=5000)).replace(b"\n", b"")
+            packed = gzip.compress(raw, 0)  # stored as it is: any byte of it can be the last
+            for cut in range(9, 9 + 2 * size):
+                texts, numbers, problems = _read(tmp_path / "a.txt.gz", packed[:-cut], use_damaged=True)
+                kept = raw[: len(raw) + 8 - cut].decode(errors="ignore")
+                assert texts == [[kept.strip()]]
+                assert numbers == [1]
+                assert list(problems.values()) == [["a.txt.gz (1 line with 1 document read)"]]
+        markdown = gzip.compress(b"# A\n\nOne two three.", 0)[:-14]
+        texts, _, problems = _read(tmp_path / "a.md.gz", markdown, use_damaged=True)
+        assert texts == [["One two"]]
+        assert list(problems.values()) == [["a.md.gz (3 lines read)"]]
+        for content, cut in (('{"text": "One."}\n{"text": "Two."}', 10), ('{"text": "One."}\n', 8)):
+            packed = gzip.compress(content.encode(), 0)[:-cut]
+            texts, _, problems = _read(tmp_path / "a.jsonl.gz", packed, use_damaged=True)
+            assert texts == [["One."]]
+            assert problems.keys() == {"the rest of a damaged or truncated gzip file"}
 
     @pytest.mark.parametrize(
-        "damage", [lambda b: b"not gzip", lambda b: b[:30] + b"\0" * 9 + b[39:], lambda b: b + b"x"]
+        ("damage", "read"),
+        [
+            (lambda b: b"not gzip", "nothing"),
+            (lambda b: b[:30] + b"\0" * 9 + b[39:], "line"),
+            (lambda b: b + b"x", "5 lines with 3 documents"),
+        ],
     )
-    def test_damaged(self, tmp_path: Path, damage: Any) -> None:
+    def test_damaged(self, tmp_path: Path, damage: Any, read: str) -> None:
         packed = gzip.compress(b"One.\n\nTwo.\n\nThree and some more to have a longer file.\n")
-        _, _, problems = _read(tmp_path / "a.txt.gz", damage(packed))
-        assert problems.keys() == {"a damaged or truncated gzip file"}
+        _, _, problems = _read(tmp_path / "a.txt.gz", damage(packed), use_damaged=True)
+        (places,) = problems.values()
+        assert problems.keys() == {"the rest of a damaged or truncated gzip file"}
+        assert read in places[0]
+        with pytest.raises(InputError, match=rf"a\.txt\.gz is a damaged .*{read}.* can be read\): fetch it again"):
+            _read(tmp_path / "a.txt.gz")
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +326,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         reader.check(tmp_path / "b.txt")
 
     class Unreadable(io.BytesIO):
-        def readline(self, size: int | None = -1, /) -> bytes:
+        def read1(self, size: int | None = -1, /) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
 
     (tmp_path / "c.txt").write_text("text")
@@ -261,6 +344,18 @@ def test_progress_adds_up_to_the_file(tmp_path: Path, suffix: str) -> None:
     list(Reader().read(tmp_path / f"a.{suffix}", "a", Problems(), steps.append))
     assert sum(steps) == (tmp_path / f"a.{suffix}").stat().st_size
     assert len(steps) > 5
+
+
+def test_lines_are_those_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `bytes.splitlines` parts them, whatever the chunks."""
+    generator = random.Random(0)
+    for chunk in (1, 2, 3, 7):
+        monkeypatch.setattr(lines, "_CHUNK", chunk)
+        for _ in range(300):
+            content = bytes(generator.choices(b"ab\r\n\n\r\x0b\x0c\x85", k=generator.randrange(14)))
+            read = Lines(io.BytesIO(content))
+            assert list(read) == content.splitlines()
+            assert (read.number, read.damaged) == (len(content.splitlines()), False)
 
 
 def test_problems_are_all_counted_and_a_few_of_each_are_kept() -> None:

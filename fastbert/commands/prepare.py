@@ -48,6 +48,10 @@ def prepare(
         bool, typer.Option("--sentence-per-line", help="Lines of .txt files are sentences.")
     ] = False,
     language: Annotated[str, typer.Option(help="Of the text, for its sentences: a code like en or zh.")] = "en",
+    use_damaged: Annotated[
+        bool,
+        typer.Option("--use-damaged", help="Of a .gz file that is damaged or cut off, use what can be read."),
+    ] = False,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Write every N-th part: N such commands, anywhere, make the store.")
     ] = "1/1",
@@ -69,7 +73,7 @@ def prepare(
         raise InputError("exactly one of --vocab and --train-vocab must be given")
     if only_vocab and train_vocab is None:
         raise InputError("--only-vocab goes with --train-vocab")
-    reader = Reader(text_key, sentence_per_line)
+    reader = Reader(text_key, sentence_per_line, use_damaged)
     size = sum(file.stat().st_size for file in files if file.is_file())
     asked: dict[str, Any] = {"train": train_vocab, "cased": cased}
     if vocab is not None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fastbert.commands.options import torch_device
 from fastbert.errors import InputError, require
 from fastbert.terminal import note
 
@@ -25,6 +26,11 @@ class Masked(str, enum.Enum):
 class Precision(str, enum.Enum):
     fp32 = "fp32"
     bf16 = "bf16"
+
+
+class NonFinite(str, enum.Enum):
+    stop = "stop"
+    continue_ = "continue"
 
 
 def pretrain(
@@ -48,18 +54,20 @@ def pretrain(
     accumulation: Annotated[int, typer.Option(min=1, help="Batches of each process in a step.")] = 1,
     objective: Annotated[Objective, typer.Option(help="What is predicted.")] = Objective.mlm_nsp,
     masking: Annotated[Masked, typer.Option(help="What is masked together.")] = Masked.token,
-    mask_rate: Annotated[float, typer.Option(help="Share of the tokens to predict.")] = 0.15,
+    mask_rate: Annotated[float, typer.Option(help="Share of the tokens to predict, above 0.")] = 0.15,
     mask_rates: Annotated[
         str, typer.Option(help="Of these: replaced by [MASK], by a random token, kept.")
     ] = "0.8,0.1,0.1",
-    max_predictions: Annotated[int, typer.Option(min=0, help="In a sequence at most; 0 for any number.")] = 0,
+    max_predictions: Annotated[
+        int | None, typer.Option(min=1, help="In a sequence at most. [default: any number]")
+    ] = None,
     static_masks: Annotated[
         int, typer.Option(min=0, help="Masks repeat after so many epochs; 0 for fresh ones always.")
     ] = 0,
     learning_rate: Annotated[float, typer.Option(help="At the end of the warm-up; falls linearly.")] = 1e-4,
     warmup: Annotated[int | None, typer.Option(min=0, help="Steps. [default: 10,000, or 1% of fewer steps]")] = None,
     weight_decay: Annotated[float, typer.Option(min=0, help="Not of LayerNorms and biases.")] = 0.01,
-    clip: Annotated[float, typer.Option(min=0, help="The gradient's largest norm.")] = 1.0,
+    clip: Annotated[float, typer.Option(min=0, help="The gradient's largest norm; 0 for any.")] = 1.0,
     dropout: Annotated[float | None, typer.Option(help="[default: the configuration's]")] = None,
     dtype: Annotated[Precision | None, typer.Option(help="[default: bf16 on a GPU, fp32 on a CPU]")] = None,
     residual_bf16: Annotated[
@@ -67,6 +75,10 @@ def pretrain(
     ] = False,
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard the model over processes, with FSDP2.")] = False,
+    non_finite_loss: Annotated[
+        NonFinite,
+        typer.Option(help="Of a step whose loss or gradient is not finite: stop, or continue without that step."),
+    ] = NonFinite.stop,
     save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 5_000,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 3,
     log_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
@@ -87,7 +99,7 @@ def pretrain(
 
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     rates = _numbers("--mask-rates", mask_rates)
-    if len(rates) != 3 or abs(sum(rates) - 1) > 1e-6:
+    if len(rates) != 3 or min(rates) < 0 or not abs(sum(rates) - 1) <= 1e-6:
         raise InputError(f"--mask-rates must be three shares that add up to 1, but is {mask_rates}")
     recipe = Recipe(
         config=config if init_from is None else None,
@@ -100,7 +112,7 @@ def pretrain(
             mask_rate=mask_rate,
             replace_by_mask=rates[0],
             replace_by_random=rates[1],
-            max_predictions=max_predictions,
+            max_predictions=max_predictions or 0,
             static_copies=static_masks,
             batch_size=batch_size if batch_tokens is None else None,
             batch_tokens=batch_tokens,
@@ -116,12 +128,13 @@ def pretrain(
         accumulation=accumulation,
         gradient_checkpointing=gradient_checkpointing,
         fsdp=fsdp,
+        non_finite_loss=non_finite_loss.value,
         save_every=save_every,
         keep=keep,
         log_every=log_every,
         threads=threads,
     )
-    model = train(recipe, data, output, device=None if device is None else torch.device(device))
+    model = train(recipe, data, output, device=None if device is None else torch_device(device))
     note(f"{model} is the model, for from_pretrained of transformers or fastbert")
 
 

@@ -1,16 +1,16 @@
 """Documents from files: text, JSON lines, Markdown, each also gzipped. What cannot be read is counted, never silent."""
 
+import codecs
 import functools
-import gzip
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
+from fastbert.data.lines import Lines, is_zipped
 from fastbert.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Problems:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads documents from files.
+    """Reads documents from files, whose lines end with \\n, \\r\\n or \\r.
 
     - `.txt`: a blank line ends a document; its lines are one paragraph, or sentences.
     - `.jsonl`, `.json`: each line is an object, and a document; lines of its text are paragraphs.
@@ -75,10 +75,13 @@ class Reader:
     Attributes:
         text_key: where a JSON line has its text, a string or a list of paragraphs; None for "text" or "paragraphs".
         sentence_per_line: the lines of text files are sentences.
+        use_damaged: of a gzip file that is damaged or cut off, what can be read is used, and the rest a problem;
+            otherwise the file cannot be read.
     """
 
     text_key: str | None = None
     sentence_per_line: bool = False
+    use_damaged: bool = False
 
     def read(
         self, path: Path, name: str, problems: Problems, progress: Callable[[int], None] | None = None
@@ -90,28 +93,51 @@ class Reader:
             progress: called with the number of bytes of the file that have just been read.
 
         Raises:
-            InputError: if the file cannot be read.
+            InputError: if the file cannot be read; of a damaged one when all documents that it has have come.
         """
         known = problems.counts.total()
-        empty = True
+        documents = 0
         try:
-            for document in self._format(path)(_lines(path, name, problems, progress), name, problems):
-                empty = False
-                yield document
+            with path.open("rb") as file:
+                lines = Lines(file, zipped=is_zipped(path), progress=progress)
+                for document in self._format(path)(_decoded(lines, name, problems), name, problems):
+                    documents += 1
+                    yield document
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-        if empty and problems.counts.total() == known:
+        if lines.damaged:
+            read = _counted(lines.number, "line") if lines.number else "nothing"
+            if lines.number and self._format(path) != self._markdown:  # which reads many documents as one
+                read += f" with {_counted(documents, 'document')}"
+            if not self.use_damaged:
+                raise InputError(
+                    f"{path} is a damaged or truncated gzip file ({read} can be read): fetch it again, or leave out"
+                    " the rest with --use-damaged"
+                )
+            problems.add("the rest of a damaged or truncated gzip file", f"{name} ({read} read)")
+        if not documents and problems.counts.total() == known:
             problems.add("a file without text", name)
 
     def check(self, path: Path) -> None:
-        """Raises: InputError, if there is no such file, or its name says nothing that is known."""
-        self._format(path)
+        """Raises: InputError, if there is no such file, its name says nothing that is known, or it is no JSON lines."""
+        kind = self._format(path)
         if not path.is_file():
             raise InputError(f"{path}: {'not a file' if path.exists() else 'there is no such file'}")
+        if kind != self._json_lines:
+            return
+        try:
+            with path.open("rb") as file:
+                start = next(Lines(file, zipped=is_zipped(path)).chunks(), b"")
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            raise InputError(
+                f"{path} is a JSON array, but JSON lines are wanted, an object a line: jq -c '.[]' makes them of it"
+            )
 
     def _format(self, path: Path) -> Callable[[Iterator[tuple[int, str]], str, Problems], Iterator[Document]]:
         suffixes = [suffix.lower() for suffix in path.suffixes]
-        suffix = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+        suffix = suffixes[-2] if is_zipped(path) and len(suffixes) > 1 else (suffixes or [""])[-1]
         formats = {
             ".txt": self._text,
             ".text": self._text,
@@ -152,9 +178,13 @@ class Reader:
             try:
                 content = json.loads(line)
             except (ValueError, RecursionError):
-                problems.add("not JSON", where)
+                if line.endswith("\n"):  # what a damaged file ends with is a problem already
+                    problems.add("not JSON", where)
                 continue
-            found = [content.get(key) for key in keys] if isinstance(content, dict) else []
+            if not isinstance(content, dict):
+                problems.add("not a JSON object", where)
+                continue
+            found = [content.get(key) for key in keys]
             text = next((value for value in found if value is not None), None)
             texts = [text] if isinstance(text, str) else text
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -253,38 +283,24 @@ def _markdown() -> "MarkdownIt":
     return MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def _lines(
-    path: Path, name: str, problems: Problems, progress: Callable[[int], None] | None
-) -> Iterator[tuple[int, str]]:
-    """Numbered lines, ended by \\n alone; those that are not UTF-8 are left out."""
-    number = 0
-    with path.open("rb") as raw:
-        zipped = path.suffix.lower() == ".gz"
-        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
-        before = 0
-        while True:
-            try:
-                line = file.readline()
-            except (EOFError, zlib.error, gzip.BadGzipFile):
-                problems.add("a damaged or truncated gzip file", f"{name}, after line {number}")
-                break
-            if not line:
-                break
-            number += 1
-            if progress is not None and (number % 256 == 0 or len(line) > 1 << 16):
-                progress(raw.tell() - before)
-                before = raw.tell()
-            if number == 1 and line.startswith(_UTF16):
-                problems.add("a file in UTF-16", name)
-                break
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                problems.add("not UTF-8", _where(name, number))
-                continue
-            yield number, text.removesuffix("\n").removesuffix("\r") + "\n"
-        if progress is not None:
-            progress(raw.tell() - before)
+def _decoded(lines: Lines, name: str, problems: Problems) -> Iterator[tuple[int, str]]:
+    """Numbered lines with \\n, without it the part of one that a damaged file ends with; none that is not UTF-8."""
+    for line in lines:
+        if lines.number == 1 and line.startswith(_UTF16):
+            problems.add("a file in UTF-16", name)
+            break
+        decoder = codecs.getincrementaldecoder("utf-8-sig" if lines.number == 1 else "utf-8")()
+        try:
+            text = decoder.decode(line, final=not lines.partial)
+        except UnicodeDecodeError:
+            problems.add("not UTF-8", _where(name, lines.number))
+            continue
+        if text or not lines.partial:
+            yield lines.number, text if lines.partial else text + "\n"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _where(name: str, line: int) -> str:

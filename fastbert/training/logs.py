@@ -19,6 +19,7 @@ _SHORT = (
     ("nsp_accuracy", "acc", "{:.1%}"),
     ("learning_rate", "lr", "{:.2e}"),
     ("grad_norm", "|g|", "{:.2f}"),
+    ("left_out", "steps left out", "{}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
     ("mfu", "MFU", "{:.1%}"),
     ("data_wait", "waiting", "{:.1%}"),
@@ -121,6 +122,11 @@ class Terminal(TrainerCallback):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n if not self._bar.disable else 0)
 
+    def close(self) -> None:
+        """Of a run that stops, too: what is said of it then has a line of its own."""
+        if self._bar is not None:
+            self._bar.close()
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -133,9 +139,3 @@ class Terminal(TrainerCallback):
             return
         shown = [f"{name} {form.format(logs[key])}" for key, name, form in _SHORT if logs.get(key) is not None]
         tqdm.write(f"step {state.global_step:,}: " + ", ".join(shown), file=sys.stderr)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()

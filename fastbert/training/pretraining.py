@@ -73,27 +73,29 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
     checkpoint = checkpoints.last_checkpoint(output)
     if rank == 0:
         logs.cut(output / logs.LOG, 0 if checkpoint is None else int(checkpoint.name.split("-")[1]))
+    terminal = logs.Terminal()
     trainer = PretrainingTrainer(
         model=model,
         args=arguments,
         processing_class=AutoTokenizer.from_pretrained(store.path),
         callbacks=[
             CompiledAhead(max(phase.max_length for phase in phases), output / logs.LOG),
-            logs.Terminal(),
+            terminal,
             logs.LogFile(output / logs.LOG),
             logs.TensorBoard(output / logs.TENSORBOARD),
         ],
         batches=batches,
         keep=recipe.keep,
+        stop=recipe.non_finite_loss == "stop",
     )
     if recipe.fsdp and not trainer.is_fsdp_enabled:  # accelerate would say nothing, and train without
         raise InputError(_ALONE)
     for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(callback)
-    torch.manual_seed(recipe.sampling.seed * 100_003 + rank)  # other dropout masks in every process
+    torch.manual_seed((recipe.sampling.seed * 100_003 + rank) % 2**63)  # other dropout masks in every process
     if checkpoint is not None:
         trainer.load_data_state(checkpoint)
-    with distributed.by_layer() if recipe.fsdp else contextlib.nullcontext():
+    with contextlib.closing(terminal), distributed.by_layer() if recipe.fsdp else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_final(output / MODEL)
     return output / MODEL
@@ -112,6 +114,8 @@ def _model(recipe: Recipe, store: Store) -> Any:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{recipe.init_from}: {str(error).strip().splitlines()[0]}") from error
         check_config(model.config, recipe.init_from, store)
+        if broken := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
+            raise InputError(f"{recipe.init_from} has weights that are not finite: {broken[0]}")
     else:
         assert recipe.config is not None
         config = load_config(recipe.config, store)

@@ -3,6 +3,7 @@
 import difflib
 import importlib.resources
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,21 @@ from fastbert.data.store import Store
 from fastbert.errors import InputError
 
 DTYPES = ("fp32", "bf16")
+NON_FINITE = ("stop", "continue")
+_SEEDS = 1 << 63
+_LENGTHS = (5, 65535)  # of the C++ core: a pair of sentences of a token each, and 16 bits
 _CONFIGS = importlib.resources.files("fastbert.training") / "configs"
 # May be other ones when a run goes on: they change nothing of what is learnt.
-_FREE = ("save_every", "keep", "log_every", "threads", "accumulation", "gradient_checkpointing", "fsdp")
+_FREE = (
+    "save_every",
+    "keep",
+    "log_every",
+    "threads",
+    "accumulation",
+    "gradient_checkpointing",
+    "fsdp",
+    "non_finite_loss",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,8 @@ class Recipe:
         sampling: what becomes of the text, and the batch.
         dropout: None for what the configuration says.
         accumulation: batches of each process whose gradients are added up in a step.
+        clip: the gradient's largest norm; 0 for any.
+        non_finite_loss: "stop", when a step's loss or gradient is not finite, or "continue" without that step.
         save_every, log_every: steps.  keep: the last so many checkpoints.
         threads: of the input pipeline; 0 for one a core.
     """
@@ -53,6 +68,7 @@ class Recipe:
     accumulation: int = 1
     gradient_checkpointing: bool = False
     fsdp: bool = False
+    non_finite_loss: str = "stop"
     save_every: int = 5_000
     keep: int = 3
     log_every: int = 100
@@ -66,17 +82,37 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, but is {getattr(self, name)}")
         if not 0 <= self.warmup <= self.steps:
-            raise InputError(f"the warm-up of {self.warmup:,} steps is longer than the run of {self.steps:,}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"the dtype must be one of {', '.join(DTYPES)}, but is {self.dtype}")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must be in [0, 1), but is {self.dropout}")
-        if not self.learning_rate > 0:
-            raise InputError(f"the learning rate must be positive, but is {self.learning_rate}")
-        if not self.phases or abs(sum(share for _, share in self.phases) - 1) > 1e-6:
+            raise InputError(
+                f"the warm-up must be in [0, {self.steps:,}], the run's steps, but is {self.warmup:,} steps"
+            )
+        if self.warmup == self.steps == 1:
+            raise InputError("a run of 1 step with a warm-up of 1 trains nothing: the learning rate begins with 0")
+        for name, known in (("dtype", DTYPES), ("non_finite_loss", NON_FINITE)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)}")
+        sampling = self.sampling
+        masked = sampling.objective != "left-to-right"
+        # Written so that NaN is out of each.
+        for good, what, bound, value in (
+            (0 < self.learning_rate < math.inf, "the learning rate", "positive and finite", self.learning_rate),
+            (0 <= self.weight_decay < math.inf, "the weight decay", "at least 0 and finite", self.weight_decay),
+            (self.clip >= 0, "the clip", "at least 0, which is for none", self.clip),
+            (0 <= self.beta1 < 1, "beta1", "in [0, 1)", self.beta1),
+            (0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2),
+            (0 <= self.epsilon < math.inf, "epsilon", "at least 0 and finite", self.epsilon),
+            (self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout),
+            (0 < sampling.mask_rate <= 1 or not masked, "the mask rate", "in (0, 1]", sampling.mask_rate),
+            (0 <= sampling.seed < _SEEDS, "the seed", "in [0, 2^63)", sampling.seed),
+        ):
+            if not good:
+                raise InputError(f"{what} must be {bound}, but is {value}")
+        if any(not share > 0 for _, share in self.phases):
+            raise InputError("every phase must have a share of the steps that is above 0")
+        if not abs(sum(share for _, share in self.phases) - 1) <= 1e-6:
             raise InputError("the phases' shares of the steps must add up to 1")
-        if any(share <= 0 for _, share in self.phases):
-            raise InputError("every phase must have a share of the steps")
+        for length, _ in self.phases:
+            if not _LENGTHS[0] <= length <= _LENGTHS[1]:
+                raise InputError(f"a phase's max_length must be in [{_LENGTHS[0]}, {_LENGTHS[1]}], but is {length}")
 
     def phase_steps(self) -> tuple[Phase, ...]:
         """The phases in steps, none of them empty where there are steps enough."""
@@ -172,6 +208,17 @@ def check_config(config: Any, source: str, store: Store) -> None:
         raise InputError(f"{source}: type_vocab_size is {config.type_vocab_size}, but sentence pairs need 2")
 
 
+def _bound(key: str, value: Any) -> str | None:
+    """What a configuration's value must be, if it is not."""
+    if isinstance(value, str):
+        return None
+    if key.endswith("_prob"):
+        return None if 0 <= value < 1 else "in [0, 1)"
+    if key == "layer_norm_eps":
+        return None if 0 <= value < math.inf else "at least 0 and finite"
+    return None if value >= 1 else "at least 1"
+
+
 def _bert_config(content: dict[str, Any], source: str, vocab_size: int) -> transformers.BertConfig:
     default = transformers.BertConfig()
     known = default.to_dict()
@@ -184,8 +231,9 @@ def _bert_config(content: dict[str, Any], source: str, vocab_size: int) -> trans
             if isinstance(value, bool) or not isinstance(value, kind):
                 what = "a name" if isinstance(known[key], str) else "a number"
                 raise InputError(f"{source}: {key} must be {what}, but is {value!r}")
-            if not isinstance(value, str) and value < 0:
-                raise InputError(f"{source}: {key} must not be negative, but is {value}")
+            bound = _bound(key, value)
+            if bound is not None:
+                raise InputError(f"{source}: {key} must be {bound}, but is {value}")
     if content.get("model_type", "bert") != "bert":
         raise InputError(f"{source}: model_type is {content['model_type']}, and only bert can be pretrained")
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,15 +13,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from fastbert.data.pretraining import PretrainingBatches
 from fastbert.data.store import write_json
 from fastbert.errors import InputError
+from fastbert.terminal import note
 from fastbert.training import checkpoints, metrics
+from fastbert.training.finite import FiniteSteps, check_weights
 
 _COUNTS = ("labels", "sequences", "tokens", "flops")
-_SUMS = ("loss", "nsp_loss", "nsp_right")
+_SUMS = ("loss", "nsp_loss", "nsp_right", "sequences", "right", "looked_at")  # of finite steps
 
 
 class PretrainingTrainer(Trainer):
@@ -32,13 +36,18 @@ class PretrainingTrainer(Trainer):
     Args:
         batches: of this process.
         keep: checkpoints.
+        stop: when a step's loss or gradient is not finite; else such steps are left out.
     """
 
-    def __init__(self, *args: Any, batches: PretrainingBatches, keep: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batches: PretrainingBatches, keep: int, stop: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True
         self._batches = batches
         self._keep = keep
+        self._stop = stop
+        self._finite = FiniteSteps(self.args.device)
+        self._left_out = 0  # steps, until the last log
+        self._bad = torch.zeros((), dtype=torch.int64, device=self.args.device)  # since then
         self._run = Path(str(self.args.output_dir))
         self._saving = False
         self._failure: Exception | None = None
@@ -95,25 +104,42 @@ class PretrainingTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         assert isinstance(num_items_in_batch, Tensor)
-        labels, sequences = num_items_in_batch[:2].float()
+        labels, sequences = num_items_in_batch[:2].float().clamp(min=1)  # without a label, that loss is 0
         divisors = {"num_items_in_batch": labels}
         if self._pairs:
             divisors["num_sequences_in_batch"] = sequences
         outputs = model(**inputs, **divisors)
         loss = outputs.loss
         with torch.no_grad():
-            sums = [loss.detach().double(), torch.zeros_like(self._sums[0]), torch.zeros_like(self._sums[0])]
+            self._step[0] += loss.detach()
             if self._pairs:
                 logits, answers = outputs.seq_relationship_logits.float(), inputs["next_sentence_label"]
-                sums[1] = (F.cross_entropy(logits, answers, reduction="sum") / sequences).double()
-                sums[2] = (logits.argmax(-1) == answers).sum().double()
-            self._sums += torch.stack(sums)
+                self._step[1] += F.cross_entropy(logits, answers, reduction="sum") / sequences
+                self._step[2] += (logits.argmax(-1) == answers).sum()
+                self._step[3] += len(answers)
         loss = loss * self.args.world_size  # gradients are averaged over processes
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once a step, between its gradient and its update: the step is looked at here."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        accuracy = self._accuracy.take()
+        if accuracy is not None:
+            self._step[4:] += accuracy
+        if self.args.world_size > 1:
+            dist.all_reduce(self._step)
+        bad = self._finite.look(self.state.global_step + 1, self._step[0], norm, self.optimizer)
+        self._sums += torch.where(bad, 0.0, self._step)
+        self._bad += bad
+        self._step.zero_()
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = {**logs, **self._measured()}
+            if not math.isfinite(logs.get("grad_norm", 0.0)):  # JSON has no such number
+                del logs["grad_norm"]
         super().log(logs, start_time)
         self.state.log_history.clear()  # the run's log has it, and every checkpoint would have it again
 
@@ -129,28 +155,39 @@ class PretrainingTrainer(Trainer):
 
     def _begin_window(self) -> None:
         self._counts = torch.zeros(len(_COUNTS), dtype=torch.float64, device=self.args.device)
-        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        self._step = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        self._sums = torch.zeros_like(self._step)
+        self._bad.zero_()
         self._window_step = self.state.global_step
         self._window_start = time.perf_counter()
         self._waited = 0.0
         self._paused = 0.0
 
-    def _measured(self) -> dict[str, float]:
+    def _check_steps(self) -> int:
+        """How many steps were left out since the last log. Raises: CommonError, if the run is to stop at one."""
+        bad = int(self._bad.item())
+        if bad and self._stop:
+            raise self._finite.error(self._run)
+        return bad
+
+    def _measured(self) -> dict[str, Any]:
         seconds = time.perf_counter() - self._window_start - self._paused
-        accuracy = self._accuracy.take()
-        mine = torch.cat([self._sums, torch.zeros_like(self._sums[:2]) if accuracy is None else accuracy])
-        if self.args.world_size > 1:
-            dist.all_reduce(mine)
-        loss, nsp_loss, nsp_right, right, looked_at = mine.tolist()
+        bad = self._check_steps()
+        loss, nsp_loss, nsp_right, sequences, right, looked_at = self._sums.tolist()
         counts = dict(zip(_COUNTS, self._counts.tolist(), strict=True))
         assert self._window_step is not None
-        steps = self.state.global_step - self._window_step
-        found = {"loss": loss / steps, "mlm_loss": (loss - nsp_loss) / steps}
+        steps = self.state.global_step - self._window_step - bad
+        found: dict[str, Any] = {"loss": None}
+        if bad:
+            self._left_out += bad
+            found["left_out"] = bad
+        if steps:
+            found |= {"loss": loss / steps, "mlm_loss": (loss - nsp_loss) / steps}
         if looked_at:
             found["mlm_accuracy"] = right / looked_at
-        if self._pairs:
+        if steps and self._pairs:
             found["nsp_loss"] = nsp_loss / steps
-            found["nsp_accuracy"] = nsp_right / counts["sequences"]
+            found["nsp_accuracy"] = nsp_right / sequences
         found["tokens_per_second"] = counts["tokens"] / seconds
         found["sequences_per_second"] = counts["sequences"] / seconds
         peak = metrics.peak_flops(self.args.device) if self.args.bf16 else None
@@ -172,6 +209,8 @@ class PretrainingTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Under another name until all processes have written all of it."""
         start = time.perf_counter()
+        self._check_steps()
+        check_weights(model, self.state.global_step, self._run, self.args.world_size)
         name = f"checkpoint-{self.state.global_step}"
         draft = self._run / checkpoints.DRAFTS / name
         self._saving = True
@@ -233,6 +272,11 @@ class PretrainingTrainer(Trainer):
 
     def save_final(self, target: Path) -> None:
         """The model and its tokenizer, whole."""
+        assert self.model is not None
+        check_weights(self.model, self.state.global_step, self._run, self.args.world_size)
+        left_out = self._left_out + self._check_steps()
+        if left_out and self.is_world_process_zero():
+            note(f"steps left out, for their loss or gradient was not finite: {left_out:,}")
         draft = self._run / checkpoints.DRAFTS / target.name
         self.save_model(str(draft), _internal_call=True)
         self._agree(f"the {target.name}")
