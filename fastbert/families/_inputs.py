@@ -17,6 +17,10 @@ from torch import Tensor
 from fastbert.packing import DEBUG, Packing
 
 
+class EmptyBatchError(ValueError, RuntimeError):
+    """A batch without a token: a ValueError, and what transformers raises, a RuntimeError."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The sizes of a model's embedding tables, None where a module serves that is none; and where they lie."""
@@ -107,7 +111,7 @@ def rectangle(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[i
         given, name = inputs_embeds, "inputs_embeds"
     B, L = given.shape[:2]
     if B == 0 or L == 0:
-        raise ValueError(f"{name} is empty: {B} sequences of {L} tokens")
+        raise EmptyBatchError(f"{name} is empty: {B} sequences of {L} tokens")
     return B, L
 
 

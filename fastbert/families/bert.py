@@ -580,6 +580,8 @@ class BertModel(Built, stock.BertModel):
         foreign = self.survey().without("embeddings")
         if not isinstance(self.embeddings, BertEmbeddings):
             foreign = self.survey().within("embeddings")
+        if self.config.hidden_size > functional.MAX_FEATURES:
+            return f"hidden states of {self.config.hidden_size} features, more than {functional.MAX_FEATURES}"
         return foreign or _base.why_transformers(self.config, stock.eager_attention_forward)
 
     def fusions(self) -> Fusions:

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import (
 from transformers.models.bert import modeling_bert as stock
 from transformers.utils.generic import can_return_tuple
 
-from fastbert import touched
+from fastbert import functional, touched
 from fastbert.families import _base, _deferred, _inputs, _losses
 from fastbert.families.bert import (
     BertModel,
@@ -276,9 +276,9 @@ class BertForPreTraining(_LMHead, stock.BertForPreTraining):
         if labels is not None and next_sentence_label is not None:
             next_sentence_loss = F.cross_entropy(next_sentence_logits.view(-1, 2), next_sentence_label.view(-1))
             if num_sequences is not None:
-                next_sentence_loss = next_sentence_loss * next_sentence_label.numel() / num_sequences
+                next_sentence_loss = functional.divide(next_sentence_loss * next_sentence_label.numel(), num_sequences)
             elif num_items is not None:
-                next_sentence_loss = next_sentence_loss * (labels != -100).sum() / num_items
+                next_sentence_loss = functional.divide(next_sentence_loss * (labels != -100).sum(), num_items)
             loss = cast(Tensor, loss) + next_sentence_loss
         kind = BertForPreTrainingOutput if isinstance(logits, _deferred.Deferred) else stock.BertForPreTrainingOutput
         return kind(
