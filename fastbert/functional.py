@@ -331,7 +331,9 @@ def linear_cross_entropy(
     _check_devices(x, labels=labels)
     x, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
     counted = labels != ignore_index
+    items = num_items
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        items = int(counted.sum()) if num_items is None else num_items
         V = weight.shape[0]
         wrong = counted & ((labels < 0) | (labels >= V))
         if wrong.any():
@@ -344,7 +346,7 @@ def linear_cross_entropy(
     loss, *_ = linear_cross_entropy_fwd(
         _rows(x), _rows(weight), bias, labels, ignore_index, need_dx, need_dweight or need_dbias
     )
-    return divide(loss, counted.sum() if num_items is None else num_items)
+    return divide(loss, counted.sum() if items is None else items)
 
 
 def divide(total: Tensor, items: Tensor | int) -> Tensor:

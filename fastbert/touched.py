@@ -332,6 +332,7 @@ class Survey:
         self.touches: list[Touch] = []
         self.called: set[nn.Module] = set()
         self.hooked: list[str] = []
+        self._inside: dict[nn.Module, tuple[nn.Module, ...]] = {}
         self._dropouts: list[tuple[str, nn.Module, nn.Module]] = []  # with the module whose mode each goes by
         self._visited: dict[nn.Module, None] = {root: None}
         self._facts = list(facts)
@@ -435,6 +436,12 @@ class Survey:
     def without(self, part: str) -> str | None:
         """What else is touched, or None."""
         return next((str(t) for t in self.touches if t.path != part and not t.path.startswith(f"{part}.")), None)
+
+    def inside(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """A part with all that is in it."""
+        if module not in self._inside:
+            self._inside[module] = tuple(module.modules())
+        return self._inside[module]
 
     def drops(self, apart: str = "") -> bool:
         """Whether any dropout drops anything now; those inside of one part left out."""

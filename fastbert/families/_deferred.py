@@ -31,20 +31,20 @@ class Deferred:
 
     Args:
         compute: computes them.
-        modules: those that it calls, with all that is in them.
+        modules: all that it calls.
     """
 
     def __init__(self, compute: Callable[[], Tensor], modules: Iterable[nn.Module]) -> None:
         self._compute: Callable[[], Tensor] | None = compute
         self._value: Tensor | None = None
-        self._modes = {m: m.training for module in modules for m in module.modules()}
+        self._modes = {m: m.training for m in modules}
         self._weights = [(m, name, p) for m in self._modes for name, p in m._parameters.items() if p is not None]
         self._versions = [p._version for _, _, p in self._weights]
         self._kept: list[Tensor] | None = None  # copies, once an optimiser is about to change them
         self._sharded_changed = False
         self._grad = torch.is_grad_enabled()
         device = self._weights[0][2].device.type
-        self._autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        self._autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         _note_steps()
         _UNREAD.add(self)
 
@@ -58,7 +58,7 @@ class Deferred:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.set_grad_enabled(self._grad and self._kept is None))
-                stack.enter_context(self._autocast)
+                stack.enter_context(torch.autocast(*self._autocast))
                 stack.enter_context(self._as_they_were())
                 self._value = self._compute()
             self._compute, self._kept = None, None

@@ -450,7 +450,7 @@ class BertModel(Built, stock.BertModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        packing, survey = inputs.packing, self.survey()
+        packing, survey = inputs.packing, self._surveyed()
         own_embeddings = survey.within("embeddings") is None
         drops = survey.drops(apart="" if own_embeddings else "embeddings")
         seed = functional.draw_seed(packing.cu_seqlens.device) if drops else None
@@ -525,7 +525,7 @@ class BertModel(Built, stock.BertModel):
         if len(layers) == 0:
             return "there is no layer"
         last = f"encoder.layer.{len(layers) - 1}"
-        hooked = any(path == last or path.startswith(f"{last}.") for path in self.survey().hooked)
+        hooked = any(path == last or path.startswith(f"{last}.") for path in self._surveyed().hooked)
         return "the last layer is hooked" if hooked else None
 
     def _packed_hidden(
@@ -537,7 +537,9 @@ class BertModel(Built, stock.BertModel):
             return PackedHidden(lambda: hidden_TN, inputs.packing, labelled, labelled_MN)
         all_TN = encoder.last_layer(cast(Tensor, encoded.last_layer_input), self.encoder.layer, run)
         labelled_MN = hidden_TN[rows.shape[0] - labelled.rows.shape[0] :]
-        return PackedHidden(all_TN, inputs.packing, labelled, labelled_MN, [self.encoder.layer[-1]])
+        return PackedHidden(
+            all_TN, inputs.packing, labelled, labelled_MN, self._surveyed().inside(self.encoder.layer[-1])
+        )
 
     def _why_not_packed(
         self,
@@ -575,11 +577,16 @@ class BertModel(Built, stock.BertModel):
         """What is known of the parts, kept while it holds."""
         return _base.survey(self, ((self.config.__dict__, "is_decoder"),))
 
+    def _surveyed(self) -> touched.Survey:
+        """What was found at the beginning of this call."""
+        return cast(touched.Survey, _base.state(self).survey)
+
     def why_touched(self) -> str | None:
         """The first part that somebody touched; what is inside of the embeddings, transformers' own can do."""
-        foreign = self.survey().without("embeddings")
+        survey = self.survey()
+        foreign = survey.without("embeddings")
         if not isinstance(self.embeddings, BertEmbeddings):
-            foreign = self.survey().within("embeddings")
+            foreign = survey.within("embeddings")
         if self.config.hidden_size > functional.MAX_FEATURES:
             return f"hidden states of {self.config.hidden_size} features, more than {functional.MAX_FEATURES}"
         return foreign or _base.why_transformers(self.config, stock.eager_attention_forward)

@@ -3,7 +3,6 @@
 Dimension key:  B batch   L padded length   T packed tokens   N features   V vocabulary   K kept tokens
 """
 
-from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -47,9 +46,9 @@ class _Head(Built):
         last = output.last_hidden_state
         return output, last if isinstance(last, PackedHidden) else None
 
-    def _called(self) -> Set[nn.Module]:
-        """The head's leaves that are called, not read."""
-        return _base.survey(cast(nn.Module, self)).called
+    def _survey(self) -> touched.Survey:
+        """What is known of the head's parts, found at the beginning of this call."""
+        return cast(touched.Survey, _base.state(cast(nn.Module, self)).survey)
 
 
 @dataclass
@@ -100,7 +99,7 @@ class _LMHead(_Head):
             logits = self.cls.predictions(padded)
             return self._loss(logits, labels, num_items), _kept(logits, keep)
         all_TN, packing, labelled = states.all_TN, states.packing, states.labelled
-        head, called = self.cls.predictions, self._called()
+        head, called = self.cls.predictions, self._survey().called
 
         def logits_BLV() -> Tensor:
             return packing.unpack(head(all_TN(), called=called))
@@ -121,7 +120,8 @@ class _LMHead(_Head):
             loss = torch.where(labelled.too_many, float("nan"), loss)
         if not _base.state(cast(nn.Module, self)).options.lazy_logits:
             return loss, kept_logits()
-        return loss, _deferred.Deferred(kept_logits, [head, *states.computed_later])
+        inside = self._survey().inside(head)
+        return loss, _deferred.Deferred(kept_logits, (*inside, *states.computed_later))
 
     def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         return _losses.cross_entropy(logits, labels, num_items)
