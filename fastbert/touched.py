@@ -64,7 +64,7 @@ _ELEMENTWISE = {type(ACT2FN[name]) for name in ("gelu", "gelu_new", "gelu_fast",
 _ELEMENTWISE |= {type(ACT2FN[name]) for name in ("gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "relu2")}
 _ELEMENTWISE |= {type(ACT2FN[name]) for name in ("mish", "silu", "leaky_relu", "relu6", "sigmoid", "tanh", "relu")}
 _ELEMENTWISE |= {nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Hardswish, nn.Identity}
-_ELEMENTWISE_FUNCTIONS = {F.gelu: "none", F.relu: None, F.silu: None, F.mish: None, torch.tanh: None, torch.relu: None}
+_ELEMENTWISE_FUNCTIONS = {F.gelu, F.relu, F.silu, F.mish, torch.tanh, torch.relu}
 _TOKENWISE_TYPES = {nn.Linear, nn.Dropout, nn.RMSNorm, *_ELEMENTWISE}
 _GELU_FORMS = {type(ACT2FN["gelu_new"]): "tanh", type(ACT2FN["gelu_pytorch_tanh"]): "tanh"}
 _GELU = type(ACT2FN["gelu"])
@@ -278,11 +278,6 @@ def unpadded_table(module: nn.Module) -> str | None:
     return table(module) or (None if module.padding_idx is None else "padding_idx")
 
 
-def called_as_ever(module: nn.Module) -> str | None:
-    """The role of a module that is called with what transformers calls it with: whatever it does is right."""
-    return None
-
-
 def container(*kinds: type) -> Role:
     """The role of a module of these classes, or of what machinery makes of them; its `parts` are asked in turn."""
 
@@ -329,6 +324,7 @@ class Survey:
 
     def __init__(self, root: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) -> None:
         """facts: what the root itself goes by, by dictionary and key."""
+        self.root = root
         self.touches: list[Touch] = []
         self.called: set[nn.Module] = set()
         self.hooked: list[str] = []

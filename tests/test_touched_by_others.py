@@ -227,3 +227,26 @@ def test_type_hints_are_transformers_own(name: str) -> None:
 def test_generation_mixin_is_a_base_as_in_transformers() -> None:
     assert transformers.GenerationMixin in transformers.BertLMHeadModel.__bases__
     assert transformers.GenerationMixin in fastbert.BertLMHeadModel.__bases__
+
+
+@needs("peft")
+def test_replicas_of_a_model_with_lora() -> None:
+    """As DataParallel makes them: the replica shares what is no module, and its own leaves are called."""
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=["query", "dense"], init_lora_weights=False, lora_dropout=0.0)
+    stock = peft.get_peft_model(_model("BertModel"), config).eval()
+    fast = fastbert.patch(copy.deepcopy(stock))
+    inputs = _inputs("BertModel")
+    keep = inputs["attention_mask"].bool()
+    expected = fast(**inputs).last_hidden_state[keep]
+    replicas = {module: module._replicate_for_data_parallel() for module in fast.modules()}
+    for module, replica in replicas.items():
+        for name, child in module._modules.items():
+            replica._modules[name] = replicas[child]
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter.detach())
+    actual = replicas[fast](**inputs).last_hidden_state[keep]
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(actual, stock(**inputs).last_hidden_state[keep], atol=1e-5, rtol=1e-5)
+    assert fastbert.report(fast).packed_calls == 2

@@ -133,6 +133,12 @@ def test_a_traced_program_is_transformers_own(name: str) -> None:
     stock, fast = pair(name)
     fast.config.return_dict = stock.config.return_dict = False
     inputs = (torch.randint(1, 99, (2, 7)), torch.ones(2, 7, dtype=torch.int64))
+    try:
+        torch.jit.trace(stock, inputs, strict=False)
+    except IndexError as error:  # of transformers 5.5
+        with pytest.raises(IndexError, match=str(error)):
+            torch.jit.trace(fast, inputs, strict=False)
+        return
     traced = torch.jit.trace(fast, inputs, strict=False)
     assert "fastbert::" not in str(traced.inlined_graph)
     other = (torch.randint(1, 99, (2, 7)), torch.tensor([[1] * 7, [1] * 4 + [0] * 3]))

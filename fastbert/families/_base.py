@@ -6,7 +6,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -58,6 +58,7 @@ class State:
         packed_calls: forward passes through the packed path.  fallbacks: the others, by reason.
         forced: why calls must fall back, while a model around it does so.
         survey: of the module's parts; made anew for a copy.
+        of: the state of the module that this one's is a replica of, as DataParallel makes them.
     """
 
     options: Options = field(default_factory=Options)
@@ -65,9 +66,15 @@ class State:
     fallbacks: Counter[str] = field(default_factory=Counter)
     forced: str | None = None
     survey: touched.Survey | None = None
+    of: "State | None" = None
+
+    def count_packed(self) -> None:
+        """One more forward pass through the packed path."""
+        counting = self if self.of is None else self.of
+        counting.packed_calls += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"survey": None}
+        return self.__dict__ | {"survey": None, "of": None}
 
 
 def state(module: nn.Module) -> State:
@@ -173,9 +180,13 @@ def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) 
     known = state(module)
     if torch.compiler.is_compiling():
         _survey_when_traced(module)
-    elif known.survey is None or not known.survey.holds():
+    elif known.survey is None:
         known.survey = touched.Survey(module, facts)
-    return cast(touched.Survey, known.survey)
+    elif known.survey.root is not module:  # a replica has got the state along with all else
+        module.__dict__[_STATE] = replace(known, survey=touched.Survey(module, facts), of=known.of or known)
+    elif not known.survey.holds():
+        known.survey = touched.Survey(module, facts)
+    return cast(touched.Survey, state(module).survey)
 
 
 @torch.compiler.assume_constant_result

@@ -456,7 +456,7 @@ class BertModel(Built, stock.BertModel):
         seed = functional.draw_seed(packing.cu_seqlens.device) if drops else None
         run = Run(packing, seed, bool(self.config.is_decoder), survey.called)
         if not torch.compiler.is_compiling():
-            _base.state(self).packed_calls += 1
+            _base.state(self).count_packed()
 
         layers = len(self.encoder.layer)
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
@@ -571,7 +571,7 @@ class BertModel(Built, stock.BertModel):
             return "an attention_mask that is not 2-D"
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return "exporting: the exported program is transformers' own"
-        return _launch.why_not(self.device) or self.why_touched()
+        return _launch.why_not(self._device()) or self.why_touched()
 
     def survey(self) -> touched.Survey:
         """What is known of the parts, kept while it holds."""
@@ -593,8 +593,13 @@ class BertModel(Built, stock.BertModel):
 
     def fusions(self) -> Fusions:
         decoder = "a decoder with cross-attention" if self.config.add_cross_attention else None
-        why = decoder or _launch.why_not(self.device) or self.why_touched()
+        why = decoder or _launch.why_not(self._device()) or self.why_touched()
         return [("no padding from the embeddings to the last layer", why)]
+
+    def _device(self) -> torch.device:
+        """Where the model lies; a replica of DataParallel's has its weights as mere attributes."""
+        parameter = next(self.parameters(), None)
+        return (self.embeddings.LayerNorm.weight if parameter is None else parameter).device
 
     def _limits(self) -> _inputs.Limits:
         embeddings = self.embeddings
@@ -603,7 +608,7 @@ class BertModel(Built, stock.BertModel):
             type_vocab_size=_rows(embeddings.token_type_embeddings),
             max_position_embeddings=_rows(embeddings.position_embeddings),
             hidden_size=self.config.hidden_size,
-            device=self.device,
+            device=self._device(),
         )
 
 
