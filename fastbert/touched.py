@@ -3,22 +3,19 @@
 fastbert reads a leaf's parameters instead of calling it, skips containers, and hands modules packed hidden states,
 (T, N). That is the same as transformers' own path only while nobody looks at a module or has changed what it does. So
 each class says which parts it has and in which role (`parts`), a role says what is known of a module in its place, and
-`survey` asks all of them:
+`fastbert.survey` asks all of them:
 
     plain    the module may be read, or called with packed hidden states
     called   it must be called, and takes packed hidden states as well: what it computes, it computes for each token
              (LoRA, quantised products, weight norm), or only machinery has hooked it (FSDP)
     else     the call falls back to transformers, for the reason given
-
-A survey is kept with the model. Whether it still holds is asked in every call (`Survey.holds`), and so costs little.
 """
 
 import functools
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from itertools import chain, repeat
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -60,21 +57,16 @@ _TOKENWISE = (
     "transformer_engine.",
     "transformers.integrations.",
 )
-_ELEMENTWISE = {type(ACT2FN[name]) for name in ("gelu", "gelu_new", "gelu_fast", "quick_gelu", "gelu_10")}
-_ELEMENTWISE |= {type(ACT2FN[name]) for name in ("gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "relu2")}
-_ELEMENTWISE |= {type(ACT2FN[name]) for name in ("mish", "silu", "leaky_relu", "relu6", "sigmoid", "tanh", "relu")}
-_ELEMENTWISE |= {nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Hardswish, nn.Identity}
+ELEMENTWISE = {type(ACT2FN[name]) for name in ("gelu", "gelu_new", "gelu_fast", "quick_gelu", "gelu_10")}
+ELEMENTWISE |= {type(ACT2FN[name]) for name in ("gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "relu2")}
+ELEMENTWISE |= {type(ACT2FN[name]) for name in ("mish", "silu", "leaky_relu", "relu6", "sigmoid", "tanh", "relu")}
+ELEMENTWISE |= {nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Hardswish, nn.Identity}
 _ELEMENTWISE_FUNCTIONS = {F.gelu, F.relu, F.silu, F.mish, torch.tanh, torch.relu}
-_TOKENWISE_TYPES = {nn.Linear, nn.Dropout, nn.RMSNorm, *_ELEMENTWISE}
+_TOKENWISE_TYPES = {nn.Linear, nn.Dropout, nn.RMSNorm, *ELEMENTWISE}
 _GELU_FORMS = {type(ACT2FN["gelu_new"]): "tanh", type(ACT2FN["gelu_pytorch_tanh"]): "tanh"}
 _GELU = type(ACT2FN["gelu"])
 
-_FACTS = {  # attributes by which a role decides, of leaves
-    nn.Embedding: ("max_norm", "sparse", "scale_grad_by_freq", "padding_idx"),
-    nn.LayerNorm: ("normalized_shape",),
-    **dict.fromkeys(_ELEMENTWISE, ("act", "approximate")),
-}
-_HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_NAMES = ("a forward hook", "a forward pre-hook", "a backward hook", "a backward pre-hook")
 _GLOBAL_HOOKS = {
     name: getattr(torch_module, f"_global_{name}")
@@ -112,18 +104,18 @@ def remember(*kinds: type) -> None:
                 _WRITTEN.setdefault(kind, {})[name] = method if own else None
 
 
-remember(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.GELU, *_ELEMENTWISE)
+remember(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.GELU, *ELEMENTWISE)
 
 
 def why_class_touched(kind: type) -> str | None:
     """Which method of a class, or of one that it comes from, somebody replaced for all instances."""
-    for key in _methods(kind):
+    for key in methods(kind):
         if vars(key[0]).get(key[1]) is not _WRITTEN[key[0]][key[1]]:
             return f"{key[0].__name__}.{key[1]} is replaced"
     return None
 
 
-def _methods(kind: type) -> list[tuple[type, str]]:
+def methods(kind: type) -> list[tuple[type, str]]:
     return [(base, name) for base in kind.__mro__ for name in _WRITTEN.get(base, ())]
 
 
@@ -151,10 +143,10 @@ def why_touched(module: nn.Module) -> str | None:
     forward = own.get("forward")
     if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
         return "its forward is replaced"
-    for _, name in _methods(type(module)):
+    for _, name in methods(type(module)):
         if name != "forward" and name in own:
             return f"its {name} is replaced"
-    for hooks, name in zip(_HOOKS(own), _HOOK_NAMES, strict=True):
+    for hooks, name in zip(HOOKS(own), _HOOK_NAMES, strict=True):
         for hook in hooks.values():
             if not _is_machinery(hook):
                 return name
@@ -242,7 +234,7 @@ def activation(module: nn.Module) -> str | None:
     if not isinstance(module, nn.Module):
         known = module in _ELEMENTWISE_FUNCTIONS
         return None if known else f"{getattr(module, '__name__', module)} in its place"
-    if type(module) not in _ELEMENTWISE:
+    if type(module) not in ELEMENTWISE:
         return _foreign(module)
     act = module.__dict__.get("act")
     if act is not None and not _is_known_act(module, act):
@@ -269,7 +261,7 @@ def table(module: nn.Module) -> str | None:
 
 def _asks_for_gradients(module: nn.Module) -> bool:
     """Whether its only hooks are those of gradient checkpointing, which let its output require gradients."""
-    hooks = [hook for hooks in _HOOKS(module.__dict__) for hook in hooks.values()]
+    hooks = [hook for hooks in HOOKS(module.__dict__) for hook in hooks.values()]
     return bool(hooks) and all(getattr(hook, "__name__", "") in _ASKING for hook in hooks)
 
 
@@ -301,147 +293,3 @@ def gelu_form(activation: object) -> str | None:
     if kind is _GELU:
         return "none" if activation.__dict__.get("act") is F.gelu else None
     return activation.approximate if kind is nn.GELU else _GELU_FORMS.get(kind)  # type: ignore[return-value]
-
-
-class Touch(NamedTuple):
-    """A part that is not plain, and why."""
-
-    path: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.why}"
-
-
-class Survey:
-    """What was found in a module's parts, and whether it still holds.
-
-    Attributes:
-        touches: the parts for which a call falls back.
-        called: the leaves that must be called.
-        hooked: what machinery has hooked, by path.
-    """
-
-    def __init__(self, root: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) -> None:
-        """facts: what the root itself goes by, by dictionary and key."""
-        self.root = root
-        self.touches: list[Touch] = []
-        self.called: set[nn.Module] = set()
-        self.hooked: list[str] = []
-        self._inside: dict[nn.Module, tuple[nn.Module, ...]] = {}
-        self._dropouts: list[tuple[str, nn.Module, nn.Module]] = []  # with the module whose mode each goes by
-        self._visited: dict[nn.Module, None] = {root: None}
-        self._facts = list(facts)
-        self._values: list[Tensor] = []
-        self._look_at_root(root)
-        self._walk(root, "")
-        self._modules = list(self._visited)
-        self._dicts = [m.__dict__ for m in self._modules]
-        self._children = [d["_modules"] for d in self._dicts if d["_modules"]]
-        self._parameters = [d["_parameters"] for d in self._dicts if d["_parameters"]]
-        kinds = dict.fromkeys(map(type, self._modules))
-        self._methods = list(dict.fromkeys(key for kind in kinds for key in _methods(kind)))
-        self._fact_values, self._then, self._hooks = self._now_facts(), self._now(), list(self._now_hooks())
-
-    def _look_at_root(self, root: nn.Module) -> None:
-        """Its hooks and its forward are called anyway; not what its forward calls."""
-        why = why_class_touched(type(root))
-        for _, name in _methods(type(root)):
-            if name != "forward":
-                self._facts.append((root.__dict__, name))
-                why = why or (f"its {name} is replaced" if name in root.__dict__ else None)
-        if why is not None:
-            self.touches.append(Touch(type(root).__name__, why))
-
-    def _walk(self, module: nn.Module, path: str) -> None:
-        for name, role in getattr(module, "parts", {}).items():
-            child = module._modules.get(name, module.__dict__.get(name))
-            if child is None:
-                continue
-            if isinstance(role, Each):
-                self._visited[child] = None
-                for i, inner in enumerate(cast(nn.ModuleList, child)):
-                    self._look(inner, f"{path}{name}.{i}", role.role, module)
-            elif isinstance(role, Whole):
-                self._look(child, f"{path}{name}", role.role, module, inside=False)
-            else:
-                self._look(child, f"{path}{name}", role, module)
-                if not isinstance(child, nn.Module):
-                    self._facts.append((module.__dict__, name))
-
-    def _look(self, module: Any, path: str, role: Role, parent: nn.Module, inside: bool = True) -> None:
-        why = role(module)
-        if why is not None and why != CALLED:
-            self.touches.append(Touch(path, why))
-        if not isinstance(module, nn.Module):
-            return
-        self._visited[module] = None
-        if any(_HOOKS(module.__dict__)):
-            self.hooked.append(path)
-        if why is not None and inside:
-            self._visited.update(dict.fromkeys(module.modules()))
-        if why == CALLED:
-            self.called.add(module)
-        if role is dropout_rate or (role is dropout and type(module) is nn.Dropout):
-            self._dropouts.append((path, module, parent if role is dropout_rate else module))
-        own, changed = module.__dict__, getattr(module, "why_changed", None)
-        self._facts += [(own, name) for name in (*_FACTS.get(type(module), ()), *getattr(module, "facts", ()))]
-        self._facts += [(own, name) for _, name in _methods(type(module)) if name != "forward"]
-        for name in getattr(module, "buffers_read", ()):
-            self._facts.append((own["_buffers"], name))
-            self._values += [own["_buffers"][name]] if own["_buffers"].get(name) is not None else []
-        if inside and changed is not None and (why := changed()) is not None:
-            self.touches.append(Touch(path, why))
-        if inside:
-            self._walk(module, f"{path}.")
-
-    def _now(self) -> list[Any]:
-        return [
-            list(map(type, self._modules)),
-            list(chain.from_iterable(map(dict.values, self._children))),
-            list(map(type, chain.from_iterable(map(dict.values, self._parameters)))),
-            list(map(dict.get, self._dicts, repeat("forward"))),
-            [kind.__dict__.get(name) for kind, name in self._methods],
-            [None if values.is_inference() else values._version for values in self._values],
-        ]
-
-    def _now_hooks(self) -> Iterable[int]:
-        """Their keys, which are never given twice."""
-        return chain.from_iterable(chain.from_iterable(map(_HOOKS, self._dicts)))
-
-    def _now_facts(self) -> list[Any]:
-        return [values.get(name) for values, name in self._facts]
-
-    def holds(self) -> bool:
-        """Whether nothing has changed since."""
-        if self._hooks:
-            hooked_alike = list(self._now_hooks()) == self._hooks
-        else:
-            hooked_alike = not any(chain.from_iterable(map(_HOOKS, self._dicts)))
-        facts_alike = all(map(operator.is_, self._now_facts(), self._fact_values))
-        return hooked_alike and facts_alike and self._now() == self._then
-
-    def first(self) -> str | None:
-        """Why a call falls back, or None."""
-        return str(self.touches[0]) if self.touches else None
-
-    def within(self, part: str) -> str | None:
-        """What is touched of this part, or None."""
-        return next((str(t) for t in self.touches if t.path == part or t.path.startswith(f"{part}.")), None)
-
-    def without(self, part: str) -> str | None:
-        """What else is touched, or None."""
-        return next((str(t) for t in self.touches if t.path != part and not t.path.startswith(f"{part}.")), None)
-
-    def inside(self, module: nn.Module) -> tuple[nn.Module, ...]:
-        """A part with all that is in it."""
-        if module not in self._inside:
-            self._inside[module] = tuple(module.modules())
-        return self._inside[module]
-
-    def drops(self, apart: str = "") -> bool:
-        """Whether any dropout drops anything now; those inside of one part left out."""
-        for path, module, goes_by in self._dropouts:
-            if goes_by.training and cast(float, module.p) > 0 and not (apart and path.startswith(f"{apart}.")):
-                return True
-        return False

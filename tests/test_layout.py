@@ -15,7 +15,7 @@ LAYERS = (
     ("_library",),
     ("kernels",),
     ("functional", "packing", "touched"),
-    ("encoder",),
+    ("encoder", "survey"),
     ("families",),
     ("models", "patching", "warmup", "data"),
     ("inference", "verify", "demo"),

@@ -18,6 +18,7 @@ from transformers.utils import output_capturing
 
 from fastbert import touched
 from fastbert.families import _losses, _subclasses
+from fastbert.survey import Survey
 
 _STATE = "_fastbert"
 CLASSES: dict[type, type] = {}  # transformers' class: fastbert's of the same name
@@ -65,7 +66,7 @@ class State:
     packed_calls: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
     forced: str | None = None
-    survey: touched.Survey | None = None
+    survey: Survey | None = None
     of: "State | None" = None
 
     def count_packed(self) -> None:
@@ -175,23 +176,23 @@ def fall_back(module: nn.Module, reason: str, *, packed: bool = False) -> None:
         raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
 
 
-def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) -> touched.Survey:
+def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) -> Survey:
     """What is known of a module's parts, kept while it holds. Compiled code keeps what it was when it was traced."""
     known = state(module)
     if torch.compiler.is_compiling():
         _survey_when_traced(module)
     elif known.survey is None:
-        known.survey = touched.Survey(module, facts)
+        known.survey = Survey(module, facts)
     elif known.survey.root is not module:  # a replica has got the state along with all else
-        module.__dict__[_STATE] = replace(known, survey=touched.Survey(module, facts), of=known.of or known)
+        module.__dict__[_STATE] = replace(known, survey=Survey(module, facts), of=known.of or known)
     elif not known.survey.holds():
-        known.survey = touched.Survey(module, facts)
-    return cast(touched.Survey, state(module).survey)
+        known.survey = Survey(module, facts)
+    return cast(Survey, state(module).survey)
 
 
 @torch.compiler.assume_constant_result
 def _survey_when_traced(module: nn.Module) -> bool:
-    state(module).survey = touched.Survey(module)
+    state(module).survey = Survey(module)
     return True
 
 

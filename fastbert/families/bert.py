@@ -23,6 +23,7 @@ from fastbert.encoder import Run
 from fastbert.families import _base, _inputs, _losses
 from fastbert.kernels import _launch
 from fastbert.packing import Packing
+from fastbert.survey import Survey
 from fastbert.touched import Each, Parts, container
 
 Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
@@ -84,7 +85,7 @@ class BertEmbeddings(stock.BertEmbeddings):
         return None
 
     def fusions(self) -> Fusions:
-        touches = touched.Survey(self).touches
+        touches = Survey(self).touches
         return [("embedding sum + LayerNorm + dropout", str(touches[0]) if touches else None)]
 
 
@@ -573,13 +574,13 @@ class BertModel(Built, stock.BertModel):
             return "exporting: the exported program is transformers' own"
         return _launch.why_not(self._device()) or self.why_touched()
 
-    def survey(self) -> touched.Survey:
+    def survey(self) -> Survey:
         """What is known of the parts, kept while it holds."""
         return _base.survey(self, ((self.config.__dict__, "is_decoder"),))
 
-    def _surveyed(self) -> touched.Survey:
+    def _surveyed(self) -> Survey:
         """What was found at the beginning of this call."""
-        return cast(touched.Survey, _base.state(self).survey)
+        return cast(Survey, _base.state(self).survey)
 
     def why_touched(self) -> str | None:
         """The first part that somebody touched; what is inside of the embeddings, transformers' own can do."""

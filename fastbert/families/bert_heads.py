@@ -29,6 +29,7 @@ from fastbert.families.bert import (
     Fusions,
     PackedHidden,
 )
+from fastbert.survey import Survey
 from fastbert.touched import Parts, Whole, container
 
 PADDING_LOGIT = -1000.0  # of question answering: no share of a softmax, and no loss overflows on it
@@ -46,9 +47,9 @@ class _Head(Built):
         last = output.last_hidden_state
         return output, last if isinstance(last, PackedHidden) else None
 
-    def _survey(self) -> touched.Survey:
+    def _survey(self) -> Survey:
         """What is known of the head's parts, found at the beginning of this call."""
-        return cast(touched.Survey, _base.state(cast(nn.Module, self)).survey)
+        return cast(Survey, _base.state(cast(nn.Module, self)).survey)
 
 
 @dataclass
