@@ -21,14 +21,8 @@ from transformers.utils.generic import can_return_tuple
 
 from fastbert import functional, touched
 from fastbert.families import _base, _deferred, _inputs, _losses
-from fastbert.families.bert import (
-    BertModel,
-    BertOnlyMLMHead,
-    BertPreTrainingHeads,
-    Built,
-    Fusions,
-    PackedHidden,
-)
+from fastbert.families.bert import BertModel, Built, PackedHidden
+from fastbert.families.bert_layers import BertOnlyMLMHead, BertPreTrainingHeads, Fusions
 from fastbert.survey import Survey
 from fastbert.touched import Parts, Whole, container
 
