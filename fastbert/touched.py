@@ -14,6 +14,7 @@ each class says which parts it has and in which role (`parts`), a role says what
 import functools
 import inspect
 import operator
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -52,7 +53,6 @@ _TOKENWISE = (
     "loralib.",
     "optimum.quanto.",
     "peft.",
-    "torch.ao.nn.",
     "torchao.",
     "transformer_engine.",
     "transformers.integrations.",
@@ -74,6 +74,22 @@ _GLOBAL_HOOKS = {
 }
 
 
+_FUNCTIONS: dict[tuple[Any, str], Any] = {
+    (where, name): getattr(where, name)
+    for where, names in {
+        F: ("linear", "embedding", "layer_norm", "dropout", "gelu", "scaled_dot_product_attention", "cross_entropy"),
+        nn.Module: ("__call__",),
+        nn.CrossEntropyLoss: ("forward",),
+    }.items()
+    for name in names
+}
+
+
+def remember_functions(module: Any, *names: str) -> None:
+    """Take down functions of a module that its classes call."""
+    _FUNCTIONS.update({(module, name): getattr(module, name) for name in names})
+
+
 class Each(NamedTuple):
     """The role of every child of a list."""
 
@@ -93,25 +109,42 @@ _WRITTEN: dict[type, dict[str, Any]] = {}  # methods as their authors wrote them
 def remember(*kinds: type) -> None:
     """Take down the methods of classes that their forward may call, so that it is seen when somebody replaces one.
 
-    One that does not stand in the file of its class was replaced already.
+    One that stands in another package than its class, or is decorated there, was replaced already.
     """
     for kind in kinds:
-        file = getattr(sys.modules[kind.__module__], "__file__", None)
+        if kind in _WRITTEN:
+            continue
+        package = kind.__module__.partition(".")[0]
         ours = kind.__module__.startswith("transformers.models.")
         for name, method in vars(kind).items():
             if inspect.isfunction(method) and (name == "forward" or (ours and not name.startswith(_NOT_IN_A_FORWARD))):
-                own = inspect.unwrap(method).__code__.co_filename == file
-                _WRITTEN.setdefault(kind, {})[name] = method if own else None
+                _WRITTEN.setdefault(kind, {})[name] = method if is_of(method, package) else None
 
 
-remember(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.GELU, *ELEMENTWISE)
+def is_of(function: Any, package: str) -> bool:
+    """Whether a function, and whatever is wrapped around it, stands in a package's files, or in PyTorch's."""
+    folders = tuple(os.path.dirname(cast(str, sys.modules[name].__file__)) for name in (package, "torch"))
+    while function is not None:
+        function = function.func if isinstance(function, functools.partial) else function
+        code = getattr(function, "__code__", None)
+        if code is None:
+            return type(function).__module__.partition(".")[0] in (package, "torch", "builtins")
+        if not code.co_filename.startswith(folders):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def is_replaced(kind: type, method: str) -> bool:
+    """Whether somebody replaced a method of a class that was taken down."""
+    return vars(kind).get(method) is not _WRITTEN[kind][method]
 
 
 def why_class_touched(kind: type) -> str | None:
     """Which method of a class, or of one that it comes from, somebody replaced for all instances."""
-    for key in methods(kind):
-        if vars(key[0]).get(key[1]) is not _WRITTEN[key[0]][key[1]]:
-            return f"{key[0].__name__}.{key[1]} is replaced"
+    for base, method in methods(kind):
+        if is_replaced(base, method):
+            return f"{base.__name__}.{method} is replaced"
     return None
 
 
@@ -127,7 +160,10 @@ def can_look_at(values: Tensor) -> bool:
 
 
 def why_all_touched() -> str | None:
-    """Whether somebody hooked all modules that there are."""
+    """Whether somebody hooked all modules that there are, or replaced a function that transformers' layers call."""
+    for (where, name), function in _FUNCTIONS.items():
+        if getattr(where, name) is not function:
+            return f"{where.__name__}.{name} is replaced"
     for name, hooks in _GLOBAL_HOOKS.items():
         if any(not _is_machinery(hook) for hook in hooks.values()):
             return f"{name} on all modules"
@@ -184,12 +220,19 @@ def _tokenwise(module: nn.Module) -> str | None:
     """CALLED for a module that computes for each token; it is called, with all that it consists of."""
     kind = type(module)
     known = kind in _TOKENWISE_TYPES or kind.__module__.startswith(_TOKENWISE) or kind is nn.Sequential
-    known = known or (kind is nn.LayerNorm and len(cast(nn.LayerNorm, module).normalized_shape) == 1)
+    if kind in (nn.LayerNorm, nn.RMSNorm):
+        known = len(cast(nn.LayerNorm, module).normalized_shape) == 1
     if kind.__module__ == "torch.nn.utils.parametrize":
         known = kind.__mro__[1] in (nn.Linear, nn.LayerNorm)
     if not known:
         return _foreign(module)
     for name, inner in module.named_modules():
+        if not isinstance(inner, nn.ModuleDict | nn.ModuleList | nn.ParameterDict | nn.ParameterList):
+            own = type(inner).__module__.startswith((*_TOKENWISE, "torch.nn.utils.parametrize"))
+            if not own and type(inner) not in (*_TOKENWISE_TYPES, nn.LayerNorm, nn.Embedding, nn.Sequential):
+                in_parametrisation = "parametrizations" in name
+                if not in_parametrisation:
+                    return f"a {type(inner).__name__} inside of it ({name})" if name else _foreign(module)
         touch = why_touched(inner)
         if touch not in (None, CALLED):
             return f"{touch} ({name})" if name else touch
@@ -293,3 +336,6 @@ def gelu_form(activation: object) -> str | None:
     if kind is _GELU:
         return "none" if activation.__dict__.get("act") is F.gelu else None
     return activation.approximate if kind is nn.GELU else _GELU_FORMS.get(kind)  # type: ignore[return-value]
+
+
+remember(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Embedding, nn.GELU, *ELEMENTWISE)

@@ -216,11 +216,11 @@ class TestReplacedParts:
         inputs = batch("BertForPreTraining", mask_named("right"))
         torch.testing.assert_close(_step(subset, inputs), _step(whole, inputs))
         assert_gradients_close(subset, whole)
-        assert last_rows[2] < last_rows[1]
+        assert last_rows[2] == last_rows[1]
 
     @pytest.mark.parametrize("part", ["output.dense", "attention.output.LayerNorm", "intermediate.dense"])
     def test_replaced_leaves(self, part: str, last_rows: list[int]) -> None:
-        """They are called with the rows that are read."""
+        """They are called with all rows: what they are when logits are read later, nobody knows."""
         stock, fast = pair("BertForMaskedLM")
         for model in (stock, fast):
             parent, _, leaf = f"bert.encoder.layer.2.{part}".rpartition(".")
@@ -230,7 +230,7 @@ class TestReplacedParts:
         losses = [_step(no_dropout(model), inputs) for model in (stock, fast)]
         torch.testing.assert_close(*losses)
         assert_gradients_close(fast, stock)
-        assert last_rows[2] < last_rows[1]
+        assert last_rows[2] == last_rows[1]
 
 
 class TestOff:

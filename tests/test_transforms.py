@@ -75,7 +75,11 @@ def test_values_equal_transformers(name: str, models: list[Any]) -> None:
     before = fastbert.report(models[1])
     if name != "linearize":  # which asks for the value first
         assert before.packed_calls == 0
-    assert set(before.fallbacks) <= {"a transform of torch.func", "forward-mode differentiation"}
+    assert set(before.fallbacks) <= {
+        "a transform of torch.func",
+        "forward-mode differentiation",
+        "Module.__call__ is replaced",
+    }
     models[1](IDS)
     assert fastbert.report(models[1]).packed_calls == before.packed_calls + 1
 

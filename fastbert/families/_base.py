@@ -6,6 +6,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -57,7 +58,6 @@ class State:
 
     Attributes:
         packed_calls: forward passes through the packed path.  fallbacks: the others, by reason.
-        forced: why calls must fall back, while a model around it does so.
         survey: of the module's parts; made anew for a copy.
         of: the state of the module that this one's is a replica of, as DataParallel makes them.
     """
@@ -65,7 +65,6 @@ class State:
     options: Options = field(default_factory=Options)
     packed_calls: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
-    forced: str | None = None
     survey: Survey | None = None
     of: "State | None" = None
 
@@ -183,9 +182,9 @@ def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) 
         _survey_when_traced(module)
     elif known.survey is None:
         known.survey = Survey(module, facts)
-    elif known.survey.root is not module:  # a replica has got the state along with all else
+    elif known.survey.root() is not module:  # a replica has got the state along with all else
         module.__dict__[_STATE] = replace(known, survey=Survey(module, facts), of=known.of or known)
-    elif not known.survey.holds():
+    elif not known.survey.holds(module):
         known.survey = Survey(module, facts)
     return cast(Survey, state(module).survey)
 
@@ -202,17 +201,21 @@ def why_transformers(config: PretrainedConfig, eager_attention: Callable[..., An
     eager_attention: the family's own, as it is now.
     """
     if torch.compiler.is_compiling():
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a transform of torch.func"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation"
+        return cast("str | None", _why_transformed_when_traced())
     name = config._attn_implementation
     attention = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS.get(name)
-    where = getattr(attention, "__module__", None)
-    if where is not None and not where.startswith(("transformers.", "kernels.")):
+    if attention is not None and "/" not in name and not touched.is_of(attention, "transformers"):
         return f"an attention of one's own: {name}"
-    return touched.why_all_touched()
+    return _why_transformed() or touched.why_all_touched()
+
+
+def _why_transformed() -> str | None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func"
+    return "forward-mode differentiation" if forward_ad._current_level >= 0 else None
+
+
+_why_transformed_when_traced = torch.compiler.assume_constant_result(_why_transformed)
 
 
 def model_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -221,13 +224,14 @@ def model_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]]
     It has its signature, for the Trainer and others look at the arguments by name. Where the model is not patched any
     more, or somebody replaced the method of transformers' class, that is called.
     """
-    written, plain = stock.forward, _losses.honour_num_items(stock)
+    touched.remember(stock)
+    plain = _losses.honour_num_items(stock)
 
     def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
         def packed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
             if _STATE not in self.__dict__:
                 return stock.forward(self, *args, **kwargs)
-            if stock.forward is not written:
+            if touched.is_replaced(stock, "forward"):
                 return _as_transformers(self, f"{stock.__name__}.forward is replaced", plain, args, kwargs)
             return forward(self, *args, **kwargs)
 
@@ -267,18 +271,25 @@ def _as_transformers(
 _OURS = ("max_labels", "label_rows", "num_sequences_in_batch", "_keep_packed", "_token_labels")
 
 
+_FORCED: ContextVar[tuple[str, frozenset[nn.Module]] | None] = ContextVar("forced", default=None)
+
+
 @contextmanager
 def _forced(root: nn.Module, reason: str) -> Iterator[None]:
-    """Let the models inside fall back, uncounted."""
-    states = [state(module) for module in root.modules() if isinstance(module, PreTrainedModel)]
-    before = [known.forced for known in states]
-    for known in states:
-        known.forced = reason
+    """Let the models inside fall back in this thread, uncounted."""
+    token = _FORCED.set((reason, frozenset(m for m in root.modules() if isinstance(m, PreTrainedModel))))
     try:
         yield
     finally:
-        for known, forced in zip(states, before, strict=True):
-            known.forced = forced
+        _FORCED.reset(token)
+
+
+def forced(model: nn.Module) -> str | None:
+    """Why a call of this model must fall back, for a model around it does so; None else."""
+    if torch.compiler.is_compiling():
+        return None
+    found = _FORCED.get()
+    return found[0] if found is not None and model in found[1] else None
 
 
 def _like(stock: type[PreTrainedModel], forward: Callable[..., Any], packed: Callable[..., Any]) -> Callable[..., Any]:

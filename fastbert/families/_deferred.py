@@ -8,7 +8,7 @@ import contextlib
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,14 +16,25 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers.utils.generic import ModelOutput
 
+from fastbert.survey import Survey
+
 _UNREAD: "weakref.WeakSet[Deferred]" = weakref.WeakSet()
 _CHANGED = (
     "logits of a training step are computed when they are read, from the weights of that step, but {} since. "
     "Read them before, or let every step compute them: fastbert.patch(model, lazy_logits=False)"
 )
-# Who walks through every output of every step and changes dtypes or looks for gradients: not somebody who reads.
-_WALKERS = ("accelerate.utils.operations", "torch.distributed.", "torch.nn.parallel.distributed")
+# Who walks through every output of every step and looks for gradients: not somebody who reads.
+_WALKERS = ("torch.distributed.fsdp.", "torch.distributed._composable.", "torch.nn.parallel.distributed")
 _ON_THE_WAY = (__name__, "torch.utils._pytree", "torch.utils._cxx_pytree", "transformers.utils.generic", "collections")
+_SAMPLE = 64  # elements of each weight, to see that somebody wrote it without PyTorch's knowing
+
+
+def can_be_kept(modules: Iterable[nn.Module]) -> bool:
+    """Whether these have weights whose changes can be seen: no replicas, nothing that was built in inference mode."""
+    if torch.compiler.is_compiling():
+        return True
+    weights = [p for m in modules for p in m._parameters.values() if p is not None]
+    return bool(weights) and not any(p.is_inference() for p in weights)
 
 
 class Deferred:
@@ -32,14 +43,23 @@ class Deferred:
     Args:
         compute: computes them.
         modules: all that it calls.
+        surveys: models, and what was known of their parts.
     """
 
-    def __init__(self, compute: Callable[[], Tensor], modules: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        compute: Callable[[], Tensor],
+        modules: Iterable[nn.Module],
+        surveys: Sequence[tuple[nn.Module, Survey | None]] = (),
+    ) -> None:
         self._compute: Callable[[], Tensor] | None = compute
         self._value: Tensor | None = None
         self._modes = {m: m.training for m in modules}
         self._weights = [(m, name, p) for m in self._modes for name, p in m._parameters.items() if p is not None]
         self._versions = [p._version for _, _, p in self._weights]
+        self._surveys = list(surveys)
+        self._sample = None if torch.compiler.is_compiling() else _sample([p for _, _, p in self._weights])
+        self.dtype: torch.dtype | None = None  # that mixed precision gives its outputs
         self._kept: list[Tensor] | None = None  # copies, once an optimiser is about to change them
         self._sharded_changed = False
         self._grad = torch.is_grad_enabled()
@@ -61,7 +81,9 @@ class Deferred:
                 stack.enter_context(torch.autocast(*self._autocast))
                 stack.enter_context(self._as_they_were())
                 self._value = self._compute()
-            self._compute, self._kept = None, None
+            if self.dtype is not None and self._value.dtype.itemsize < 4:
+                self._value = self._value.to(self.dtype)
+            self._compute, self._kept, self._surveys = None, None, []
             self._modes, self._weights = {}, []
             _UNREAD.discard(self)
         return cast(Tensor, self._value)
@@ -71,8 +93,7 @@ class Deferred:
         """Modes and weights."""
         now = {m: m.training for m in self._modes}
         weights = [m._parameters.get(name) for m, name, _ in self._weights]
-        if self._kept is None:
-            self._check(weights)
+        self._check(weights)
         try:
             for module, mode in self._modes.items():
                 module.training = mode
@@ -88,6 +109,12 @@ class Deferred:
                     module._parameters[name] = weight
 
     def _check(self, weights: list[nn.Parameter | None]) -> None:
+        """That all but what is kept is as it was."""
+        for module, survey in self._surveys:
+            if survey is not None and not survey.holds(module):
+                raise RuntimeError(_CHANGED.format(f"a part of {type(module).__name__} was changed"))
+        if self._kept is not None:
+            return
         if self._sharded_changed:
             raise RuntimeError(_CHANGED.format("an optimiser has changed them"))
         for (_, name, then), version, now in zip(self._weights, self._versions, weights, strict=True):
@@ -95,6 +122,10 @@ class Deferred:
                 raise RuntimeError(_CHANGED.format(f"{name} was replaced"))
             if now is then and then._version != version:
                 raise RuntimeError(_CHANGED.format(f"{name} was changed"))
+        if self._sample is not None:
+            sample = _sample([p for _, _, p in self._weights])
+            if sample is None or sample.dtype != self._sample.dtype or not torch.equal(sample, self._sample):
+                raise RuntimeError(_CHANGED.format("somebody has changed them"))
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the weights that an optimiser is about to change."""
@@ -105,8 +136,27 @@ class Deferred:
             self._sharded_changed = True
         elif any(id(p) in changing for _, _, p in self._weights):
             self._check([m._parameters.get(name) for m, name, _ in self._weights])
-            copies = {id(p): p.detach().clone() for _, _, p in self._weights}
-            self._kept = [copies[id(p)] for _, _, p in self._weights]
+            self._kept = [_copy(p) for _, _, p in self._weights]
+
+
+_COPIES: "weakref.WeakValueDictionary[tuple[int, int], Tensor]" = weakref.WeakValueDictionary()
+
+
+def _copy(weight: nn.Parameter) -> Tensor:
+    """Of a weight as it is, one for all outputs that need it."""
+    key = id(weight), weight._version
+    copy = _COPIES.get(key)
+    if copy is None or copy.shape != weight.shape or copy.dtype != weight.dtype:
+        copy = _COPIES[key] = weight.detach().clone()
+    return copy
+
+
+def _sample(weights: Sequence[Tensor]) -> Tensor | None:
+    """Some elements of each weight; None where they are sharded or have no values."""
+    if any(_is_sharded(p) or p.is_meta for p in weights):
+        return None
+    with torch.no_grad():
+        return torch.cat([p.detach().reshape(-1)[:_SAMPLE] for p in weights])
 
 
 def _is_sharded(weight: Tensor | None) -> bool:
@@ -130,15 +180,30 @@ def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         deferred.before_step(optimizer)
 
 
-def _is_walker() -> bool:
-    """Whether who asks for an output's values only walks through all outputs."""
+def _who_asks() -> str:
+    """ "walker" for one that only walks through all outputs, "converter" for mixed precision's, "reader" else."""
     frame = sys._getframe(1)
     while frame is not None:
         where = str(frame.f_globals.get("__name__"))
-        if not where.startswith(_ON_THE_WAY):
-            return where.startswith(_WALKERS)
+        if where == "accelerate.utils.operations":
+            if frame.f_code.co_name == "convert_to_fp32":
+                return "converter"
+        elif not where.startswith(_ON_THE_WAY):
+            return "walker" if where.startswith(_WALKERS) else "reader"
         frame = cast(Any, frame.f_back)
-    return False
+    return "reader"
+
+
+def _asked(value: Any) -> Any:
+    """What somebody gets who asks for a value."""
+    if not isinstance(value, Deferred):
+        return value
+    who = _who_asks()
+    if who == "reader":
+        return value.read()
+    if who == "converter":
+        value.dtype = torch.float32
+    return value
 
 
 class DeferredFields(ModelOutput):
@@ -155,12 +220,11 @@ class DeferredFields(ModelOutput):
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        return value.read() if isinstance(value, Deferred) and self._built and not _is_walker() else value
+        return _asked(value) if isinstance(value, Deferred) and self._built else value
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
-            value = OrderedDict.__getitem__(self, key)
-            return value.read() if isinstance(value, Deferred) and not _is_walker() else value
+            return _asked(OrderedDict.__getitem__(self, key))
         keys = list(self)[key]
         return self[keys] if isinstance(keys, str) else tuple(self[name] for name in keys)
 
@@ -168,7 +232,11 @@ class DeferredFields(ModelOutput):
         return self[key] if key in self else default  # noqa: SIM401
 
     def values(self) -> Any:
-        return [self[key] for key in self]
+        return {key: self[key] for key in self}.values()
 
     def items(self) -> Any:
-        return [(key, self[key]) for key in self]
+        return {key: self[key] for key in self}.items()
+
+    def popitem(self, last: bool = True) -> tuple[str, Any]:
+        key, value = super().popitem(last)
+        return key, _asked(value)

@@ -30,6 +30,7 @@ class Limits:
     max_position_embeddings: int | None
     hidden_size: int
     device: torch.device
+    dtype: torch.dtype | None = None
 
 
 class TokenLabels(NamedTuple):
@@ -159,6 +160,9 @@ def prepare(
     if attention_mask is not None and attention_mask.shape not in ((B, L), (1, L)):
         raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, not ({B}, {L}) as the batch")
     attention_mask = None if attention_mask is None else attention_mask.expand(B, L)
+    if inputs_embeds is not None and limits.dtype is not None:
+        wider = torch.promote_types(inputs_embeds.dtype, limits.dtype)
+        inputs_embeds = inputs_embeds.to(wider if wider == limits.dtype else inputs_embeds.dtype)
     if inputs_embeds is not None and inputs_embeds.shape[2] != limits.hidden_size:
         raise ValueError(
             f"inputs_embeds has {inputs_embeds.shape[2]} features, but hidden_size is {limits.hidden_size}"

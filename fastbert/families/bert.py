@@ -79,7 +79,7 @@ class BertModel(Built, stock.BertModel):
             ValueError: naming the argument and the bound, see `fastbert.families._inputs`.
         """
         keep_packed, token_labels = kwargs.pop("_keep_packed", False), kwargs.pop("_token_labels", None)
-        forced = _base.state(self).forced
+        forced = _base.forced(self)
         reason = (
             forced
             or kwargs.pop("_fall_back", None)
@@ -194,9 +194,12 @@ class BertModel(Built, stock.BertModel):
             return "output_hidden_states"
         if len(layers) == 0:
             return "there is no layer"
-        last = f"encoder.layer.{len(layers) - 1}"
-        hooked = any(path == last or path.startswith(f"{last}.") for path in self._surveyed().hooked)
-        return "the last layer is hooked" if hooked else None
+        last, survey = f"encoder.layer.{len(layers) - 1}", self._surveyed()
+        if any(path == last or path.startswith(f"{last}.") for path in survey.hooked):
+            return "the last layer is hooked"
+        if survey.called_leaves and not survey.called_leaves.isdisjoint(survey.inside(layers[-1])):
+            return "a part of the last layer is called: it may compute something else when logits are read later"
+        return None
 
     def _packed_hidden(self, encoded: Encoded, inputs: _inputs.Inputs, rows: Tensor | None, run: Run) -> "PackedHidden":
         hidden_TN, labelled = cast(Tensor, encoded.last_hidden_state), inputs.labelled
@@ -253,7 +256,7 @@ class BertModel(Built, stock.BertModel):
         """The first part that somebody touched; what is inside of the embeddings, transformers' own can do."""
         survey = self.survey()
         foreign = survey.without("embeddings")
-        if not isinstance(self.embeddings, BertEmbeddings):
+        if survey.is_touched("embeddings"):  # itself, not only what is in it: it may give another length
             foreign = survey.within("embeddings")
         if self.config.hidden_size > functional.MAX_FEATURES:
             return f"hidden states of {self.config.hidden_size} features, more than {functional.MAX_FEATURES}"
@@ -277,6 +280,7 @@ class BertModel(Built, stock.BertModel):
             max_position_embeddings=_rows(embeddings.position_embeddings),
             hidden_size=self.config.hidden_size,
             device=self._device(),
+            dtype=getattr(getattr(embeddings.LayerNorm, "weight", None), "dtype", None),
         )
 
 
@@ -295,3 +299,4 @@ def _wanted(selection: Any, hidden_states: int) -> set[int]:
 
 _base.register(BertModel)
 touched.remember(stock.BertPooler)
+touched.remember_functions(stock, "create_bidirectional_mask", "create_causal_mask", "CrossEntropyLoss")

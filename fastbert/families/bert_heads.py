@@ -37,7 +37,9 @@ class _Head(Built):
     def _encode(self, token_labels: _inputs.TokenLabels | None, **kwargs: Any) -> tuple[Any, PackedHidden | None]:
         """The base model's output, and its packed hidden states where it did not fall back."""
         kwargs["return_dict"] = True
-        output = self.bert(_keep_packed=True, _token_labels=token_labels, **kwargs)
+        # FSDP has hooked it: it looks for tensors in what comes out, to gather the weights again for the backward.
+        keep_packed = "bert" not in self._survey().hooked
+        output = self.bert(_keep_packed=keep_packed, _token_labels=token_labels, **kwargs)
         last = output.last_hidden_state
         return output, last if isinstance(last, PackedHidden) else None
 
@@ -113,10 +115,12 @@ class _LMHead(_Head):
         loss = head(states.labelled_MN, called=called, labels=labelled.labels, num_items=num_items)
         if labelled.too_many is not None:
             loss = torch.where(labelled.too_many, float("nan"), loss)
-        if not _base.state(cast(nn.Module, self)).options.lazy_logits:
+        modules = (*self._survey().inside(head), *states.computed_later)
+        lazy = _base.state(cast(nn.Module, self)).options.lazy_logits and not self._survey().called_leaves
+        if not lazy or not _deferred.can_be_kept(modules):
             return loss, kept_logits()
-        inside = self._survey().inside(head)
-        return loss, _deferred.Deferred(kept_logits, (*inside, *states.computed_later))
+        surveys = [(module, _base.state(module).survey) for module in (cast(nn.Module, self), self.bert)]
+        return loss, _deferred.Deferred(kept_logits, modules, surveys)
 
     def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         return _losses.cross_entropy(logits, labels, num_items)
@@ -169,6 +173,13 @@ class BertForMaskedLM(_LMHead, stock.BertForMaskedLM):
 
 
 class BertLMHeadModel(_LMHead, stock.BertLMHeadModel, GenerationMixin):
+    facts = ("_loss_function", "loss_type")
+
+    def why_changed(self) -> str | None:
+        """A loss of one's own."""
+        own = self.__dict__.get("_loss_function") is not None or self.loss_type not in (None, "ForCausalLM")
+        return "its loss_function is replaced" if own else None
+
     @_base.head_forward(stock.BertLMHeadModel)
     @can_return_tuple
     def forward(
