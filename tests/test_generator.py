@@ -96,9 +96,9 @@ def test_negatives_drawn_between_passes_are_the_same() -> None:
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["embeddings.dropout", "attention.self.dropout", "output.dropout"])
 def test_one_number_is_drawn_for_a_pass(place: str) -> None:
-    """Wherever it drops, so that all of its masks can be had again from that one."""
+    """In however many layers it drops, so that all of its masks can be had again from that one."""
     model = fastbert.patch(transformers.BertModel(WITH_DROPOUT))
     _all_but_one(place)(model)
     states = []
