@@ -10,9 +10,11 @@ import transformers
 from torch import nn
 
 import fastbert
+from fastbert import functional
 from tests.models import HEADS, batch, mask_named, tiny_config
 
 WITH_DROPOUT = tiny_config(num_hidden_layers=2, num_labels=2)
+IDS = torch.tensor([[2, 7, 8, 3], [2, 9, 5, 3]])
 
 
 def _dropouts(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -92,3 +94,29 @@ def test_negatives_drawn_between_passes_are_the_same() -> None:
             model(**batch("BertModel", None))
         drawn.append(torch.randperm(100))
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("place", ["embeddings.dropout", "attention.self.dropout", "output.dropout"])
+def test_one_number_is_drawn_for_a_pass(place: str) -> None:
+    """In however many layers it drops, so that all of its masks can be had again from that one."""
+    model = fastbert.patch(transformers.BertModel(WITH_DROPOUT))
+    _all_but_one(place)(model)
+    states = []
+    for draw in (lambda: model(input_ids=IDS), lambda: functional.draw_seed(torch.device("cpu"))):
+        torch.manual_seed(0)
+        draw()
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_none_is_drawn_where_only_transformers_embeddings_drop() -> None:
+    states = []
+    stock = transformers.BertModel(WITH_DROPOUT)
+    stock.embeddings.position_embeddings = nn.Sequential(stock.embeddings.position_embeddings)
+    _all_but_one("embeddings.dropout")(stock)
+    for model in (stock, fastbert.patch(copy.deepcopy(stock))):
+        torch.manual_seed(0)
+        model(input_ids=IDS)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    assert fastbert.report(model).packed_calls == 1

@@ -64,16 +64,27 @@ def test_one_of_several_processes_without_labels(name: str) -> None:
     assert all(p.grad is None or not p.grad.any() for p in fast.parameters())
 
 
-@pytest.mark.parametrize("name", [h for h in HEADS if h.endswith(("SequenceClassification", "MultipleChoice"))])
 @pytest.mark.parametrize("items", [0, torch.tensor(0)])
+@pytest.mark.parametrize("name", WITH_LABELS_OF_TOKENS)
+def test_a_step_with_labels_but_no_items(name: str, items: Any) -> None:
+    _, fast = _models(name)
+    loss = fast(**batch("BertForMaskedLM" if name == "BertLMHeadModel" else name, None), num_items_in_batch=items).loss
+    loss.backward()
+    assert torch.isposinf(loss)
+    assert all(p.grad is None or not p.grad.any() for p in fast.parameters())
+
+
+@pytest.mark.parametrize("name", [h for h in HEADS if h.endswith(("SequenceClassification", "MultipleChoice"))])
+@pytest.mark.parametrize("items", [0, torch.tensor(0), 7])
 def test_classes(name: str, items: Any) -> None:
+    """7 are other processes'."""
     _, fast = _models(name)
     inputs = batch(name, mask_named("right"))
     inputs["labels"].fill_(-100)
     loss = fast(**inputs, num_items_in_batch=items).loss
     loss.backward()
-    assert torch.isnan(loss)
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in fast.parameters())
+    assert loss == 0 if items == 7 else torch.isnan(loss)
+    assert all(p.grad is None or not p.grad.any() for p in fast.parameters())
 
 
 def test_answers_outside_of_every_row() -> None:

@@ -167,6 +167,14 @@ class TestSubclasses:
         ):
             fastbert.patch(model)
 
+    def test_one_in_a_head(self) -> None:
+        stock, _ = pair("BertForMaskedLM")
+        stock.bert = MyModel(stock.config, add_pooling_layer=False).eval()
+        fast = fastbert.patch(copy.deepcopy(stock))
+        torch.testing.assert_close(fast(IDS).logits, stock(IDS).logits, atol=1e-5, rtol=1e-5)
+        assert fastbert.report(fast).packed_calls == 1
+        assert type(fastbert.unpatch(fast).bert) is MyModel
+
     def test_a_known_model_inside_of_an_unknown_one(self) -> None:
         """Its own forward gets from the parent's what it would get from transformers'."""
         stock = WithForward(tiny_config()).eval()

@@ -2,6 +2,7 @@
 
 import copy
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,58 @@ def test_a_dropout_in_training_mode_in_evaluation(place: str) -> None:
     expected = stock(**inputs).last_hidden_state[kept]
     actual = fastbert.patch(stock)(**inputs).last_hidden_state[kept]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def _on_output_dense(model: Any) -> nn.Module:
+    return model.bert.encoder.layer[1].output.dense
+
+
+def _scaled(module: nn.Module, args: Any, output: Any) -> Any:
+    return 2 * output
+
+
+def _over_rows(x: Tensor) -> Tensor:
+    """Not of each token alone."""
+    return x - x.mean(0)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+BETWEEN: dict[str, Callable[[Any], Any]] = {
+    "a hook": lambda m: _on_output_dense(m).register_forward_hook(_scaled),
+    "a hook on a backward pass": lambda m: _on_output_dense(m).register_full_backward_hook(
+        lambda module, grad_input, grad_output: (2 * grad_input[0],)
+    ),
+    "a class": lambda m: setattr(_on_output_dense(m), "__class__", Scaled),
+    "a forward": lambda m: setattr(m.bert.encoder.layer[1].output.LayerNorm, "forward", Doubled().forward),
+    "a child": lambda m: setattr(m.bert.encoder.layer[1].attention.output, "dropout", Doubled()),
+    "a method": lambda m: setattr(m.bert.encoder.layer[1], "feed_forward_chunk", Doubled().forward),
+    "how a table learns": lambda m: setattr(m.bert.embeddings.word_embeddings, "scale_grad_by_freq", True),
+    "a function": lambda m: setattr(m.bert.encoder.layer[0].intermediate.intermediate_act_fn, "act", _over_rows),
+    "a buffer": lambda m: setattr(m.bert.embeddings, "position_ids", m.bert.embeddings.position_ids.flip(-1)),
+    "a buffer, in place": lambda m: m.bert.embeddings.position_ids.copy_(m.bert.embeddings.position_ids.flip(-1)),
+    "the causality of the attention": lambda m: setattr(m.bert.encoder.layer[0].attention.self, "is_causal", True),
+}
+
+
+@pytest.mark.parametrize("change", BETWEEN)
+def test_touched_between_two_calls(change: str) -> None:
+    """What was found of a model in its last call is asked again in each."""
+    stock = no_dropout(_model("BertForTokenClassification"))
+    fast = fastbert.patch(copy.deepcopy(stock))
+    inputs = _inputs("BertForTokenClassification")
+    fast(**inputs)
+    assert fastbert.report(fast).packed_calls == 1
+    losses = []
+    for model in (stock, fast):
+        BETWEEN[change](model)
+        losses.append(model(**inputs).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
+    assert_gradients_close(fast, stock)
 
 
 class Factorised(nn.Sequential):
