@@ -42,6 +42,13 @@ class Touch(NamedTuple):
         return f"{self.path}: {self.why}"
 
 
+def _can_be_watched(module: Any) -> bool:
+    """Whether it is a module of Python's own, with its hooks, parts and parameters in dictionaries."""
+    if not isinstance(module, nn.Module) or not isinstance(module.__dict__.get("_modules"), dict):
+        return False
+    return "_forward_hooks" in module.__dict__ and isinstance(module.__dict__.get("_parameters"), dict)
+
+
 class Survey:
     """What was found in a module's parts, and whether it still holds. The module itself is not kept alive by it.
 
@@ -112,13 +119,13 @@ class Survey:
         why = role(module)
         if why is not None and why != CALLED:
             self.touches.append(Touch(path, why))
-        if not isinstance(module, nn.Module) or "_forward_hooks" not in module.__dict__:
+        if not _can_be_watched(module):
             return  # a function, or a scripted module: known by what stands in its parent
         self._visited[module] = None
         if any(HOOKS(module.__dict__)):
             self.hooked.append(path)
         if why == CALLED and inside:
-            self._visited.update((m, None) for m in module.modules() if "_forward_hooks" in m.__dict__)
+            self._visited.update((m, None) for m in module.modules() if _can_be_watched(m))
         ours = any(kind.__module__.startswith("fastbert.families.") for kind in type(module).__mro__)
         if why == CALLED:
             self.called.add(module)

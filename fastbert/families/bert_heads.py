@@ -109,14 +109,14 @@ class _LMHead(_Head):
         if labels is None:
             return None, kept_logits()
         labels = _inputs.as_token_labels(labels, packing.shape)
-        if labelled is None:
+        if labelled is None or self._survey().called_leaves:  # LoRA's dropout: one mask for the loss and the logits
             logits = logits_BLV()
             return self._loss(logits, labels, num_items), _kept(logits, keep)
         loss = head(states.labelled_MN, called=called, labels=labelled.labels, num_items=num_items)
         if labelled.too_many is not None:
             loss = torch.where(labelled.too_many, float("nan"), loss)
         modules = (*self._survey().inside(head), *states.computed_later)
-        lazy = _base.state(cast(nn.Module, self)).options.lazy_logits and not self._survey().called_leaves
+        lazy = _base.state(cast(nn.Module, self)).options.lazy_logits
         if not lazy or not _deferred.can_be_kept(modules):
             return loss, kept_logits()
         surveys = [(module, _base.state(module).survey) for module in (cast(nn.Module, self), self.bert)]
