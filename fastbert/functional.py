@@ -96,7 +96,7 @@ def embedding(
     _check_norm(weight, bias, N)
     _check_devices(input_ids, **ids, **tables, weight=weight, bias=bias)
     seed = _seed(seed, dropout_p, input_ids)
-    flat = {name: t.reshape(-1).long() for name, t in ids.items()}
+    flat = {name: t.reshape(-1).long().contiguous() for name, t in ids.items()}  # of broadcast ids a view has stride 0
     rows = {name: _rows(t) for name, t in tables.items()}
     y, _, _ = embedding_fwd(
         flat["input_ids"],

@@ -88,15 +88,15 @@ def test_an_empty_batch_is_an_error_of_both_kinds() -> None:
     ("sizes", "reason"),
     [
         ({"hidden_size": 320, "num_attention_heads": 1}, "a head of 320 features, more than 256"),
-        ({"hidden_size": 8320, "num_attention_heads": 65}, "8320 features, more than 8192"),
+        ({"hidden_size": 8320, "num_attention_heads": 65, "num_hidden_layers": 0}, "8320 features, more than 8192"),
     ],
     ids=["a wide head", "a wide layer"],
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_what_kernels_cannot_do_falls_back(sizes: dict[str, int], reason: str, training: bool) -> None:
-    config = tiny_config(**sizes, num_hidden_layers=1, intermediate_size=16, max_position_embeddings=32)
-    stock, fast = pair("BertForMaskedLM", config)
-    inputs = batch("BertForMaskedLM", None)
+    config = tiny_config(**{"num_hidden_layers": 1, "intermediate_size": 16, "max_position_embeddings": 32, **sizes})
+    stock, fast = pair("BertForTokenClassification", config)
+    inputs = batch("BertForTokenClassification", None)
     expected, actual = (no_dropout(m).train(training)(**inputs) for m in (stock, fast))
     torch.testing.assert_close(actual.loss, expected.loss)
     torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=1e-4)
