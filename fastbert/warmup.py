@@ -206,9 +206,19 @@ class _Compilers(ThreadPoolExecutor):
 
 def _undisturbed(function: Callable[[], Any]) -> Any:
     for _ in range(TRIES - 1):
-        with contextlib.suppress(SystemError):
+        try:
             return function()
+        except Exception as error:
+            if not _is_disturbance(error):
+                raise
     return function()
+
+
+def _is_disturbance(error: BaseException | None) -> bool:
+    """Whether it comes from a SystemError: inside of a kernel's code Triton makes a CompilationError of it."""
+    while error is not None and not isinstance(error, SystemError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _load(device: int, compiled: Any) -> str | None:
