@@ -152,7 +152,8 @@ def _copy(weight: nn.Parameter) -> Tensor:
 
 
 def _sample(weights: Sequence[Tensor]) -> Tensor | None:
-    """Some elements of each weight; None where they are sharded or have no values."""
+    """Some elements of some weights; None where they are sharded or have no values."""
+    weights = weights[:: 1 + len(weights) // 6]
     if any(_is_sharded(p) or p.is_meta for p in weights):
         return None
     with torch.no_grad():
