@@ -2,15 +2,13 @@
 
 from fastbert.families.bert import BertModel
 from fastbert.families.bert_heads import (
-    BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
-    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertLMHeadModel,
 )
+from fastbert.families.bert_lm_heads import BertForMaskedLM, BertForPreTraining, BertLMHeadModel
 
 __all__ = [
     "BertForMaskedLM",

@@ -63,6 +63,9 @@ ELEMENTWISE |= {type(ACT2FN[name]) for name in ("mish", "silu", "leaky_relu", "r
 ELEMENTWISE |= {nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Hardswish, nn.Identity}
 _ELEMENTWISE_FUNCTIONS = {F.gelu, F.relu, F.silu, F.mish, torch.tanh, torch.relu}
 _TOKENWISE_TYPES = {nn.Linear, nn.Dropout, nn.RMSNorm, *ELEMENTWISE}
+_PARAMETRISED = "torch.nn.utils.parametrize"
+_INSIDE = {*_TOKENWISE_TYPES, nn.LayerNorm, nn.Embedding, nn.Sequential}  # of a module of these
+_INSIDE |= {nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList}
 _GELU_FORMS = {type(ACT2FN["gelu_new"]): "tanh", type(ACT2FN["gelu_pytorch_tanh"]): "tanh"}
 _GELU = type(ACT2FN["gelu"])
 
@@ -123,7 +126,7 @@ def remember(*kinds: type) -> None:
 
 def is_of(function: Any, package: str) -> bool:
     """Whether a function, and whatever is wrapped around it, stands in a package's files, or in PyTorch's."""
-    folders = tuple(os.path.dirname(cast(str, sys.modules[name].__file__)) for name in (package, "torch"))
+    folders = _folders(package)
     while function is not None:
         function = function.func if isinstance(function, functools.partial) else function
         code = getattr(function, "__code__", None)
@@ -133,6 +136,11 @@ def is_of(function: Any, package: str) -> bool:
             return False
         function = getattr(function, "__wrapped__", None)
     return True
+
+
+@functools.cache
+def _folders(package: str) -> tuple[str, ...]:
+    return tuple(os.path.dirname(cast(str, sys.modules[name].__file__)) for name in (package, "torch"))
 
 
 def is_replaced(kind: type, method: str) -> bool:
@@ -222,17 +230,14 @@ def _tokenwise(module: nn.Module) -> str | None:
     known = kind in _TOKENWISE_TYPES or kind.__module__.startswith(_TOKENWISE) or kind is nn.Sequential
     if kind in (nn.LayerNorm, nn.RMSNorm):
         known = len(cast(nn.LayerNorm, module).normalized_shape) == 1
-    if kind.__module__ == "torch.nn.utils.parametrize":
+    if kind.__module__ == _PARAMETRISED:
         known = kind.__mro__[1] in (nn.Linear, nn.LayerNorm)
     if not known:
         return _foreign(module)
     for name, inner in module.named_modules():
-        if not isinstance(inner, nn.ModuleDict | nn.ModuleList | nn.ParameterDict | nn.ParameterList):
-            own = type(inner).__module__.startswith((*_TOKENWISE, "torch.nn.utils.parametrize"))
-            if not own and type(inner) not in (*_TOKENWISE_TYPES, nn.LayerNorm, nn.Embedding, nn.Sequential):
-                in_parametrisation = "parametrizations" in name
-                if not in_parametrisation:
-                    return f"a {type(inner).__name__} inside of it ({name})" if name else _foreign(module)
+        known = type(inner) in _INSIDE or type(inner).__module__.startswith((*_TOKENWISE, _PARAMETRISED))
+        if not known and inner is not module and "parametrizations" not in name:
+            return f"a {type(inner).__name__} inside of it ({name})"
         touch = why_touched(inner)
         if touch not in (None, CALLED):
             return f"{touch} ({name})" if name else touch

@@ -4,13 +4,16 @@ import contextlib
 import json
 import resource
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from fastbert.data.prepare import Prepared, prepare
 from fastbert.data.readers import Reader
+from fastbert.data.store import Store
 from fastbert.data.vocabulary import load_tokenizer
 
 FABLES = Path(__file__).parents[1] / "fastbert/assets/fables.jsonl"
@@ -54,3 +57,35 @@ def full_disk(bytes_left: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+def faulty_texts(folder: Path) -> list[Path]:
+    """A file of each kind, with a fault in each."""
+    lines = FABLES.read_text(encoding="utf-8").splitlines()
+    (folder / "a.jsonl").write_text("\n".join([*lines[:30], "not JSON", *lines[30:], '{"text": ""}']))
+    stories = "\n\n".join(fable["text"].replace(". ", ".\n") for fable in fables())
+    (folder / "b.txt").write_bytes(stories.encode() + b"\n\n\xff\n\n\x01\n")
+    chapters = "".join(f"## {fable['title']}\n\n*{fable['text']}*\n\n" for fable in fables())
+    (folder / "c.md").write_text(chapters + "# Code\n\n    no text\n")
+    return sorted(folder.iterdir())
+
+
+def documents(store: Store) -> list[list[list[int]]]:
+    """Ids of each sentence of each document."""
+    found = []
+    for part in store.parts:
+        for first, end in pairwise(part.documents):
+            bounds = part.sentences[first : end + 1]
+            found.append([part.tokens[a:b].tolist() for a, b in pairwise(bounds)])
+    return found
+
+
+def decoded(store: Path) -> list[list[str]]:
+    tokenizer = AutoTokenizer.from_pretrained(store)
+    found = documents(Store.open(store))
+    return [[" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in document] for document in found]
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path

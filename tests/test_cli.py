@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from fastbert import cli, demo, inference, verify
 from fastbert.commands.texts import read_texts
 from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ANSWERS = (
     "The Fox and the Grapes",
     "The Farmer and the Snake",
@@ -29,15 +30,6 @@ ANSWERS = (
     "The Bundle of Sticks",
 )
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of tiny models wait for each other longer than they work where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fastbert
-from tests.models import assert_gradients_close, batch, mask_named, no_dropout, pair, tiny_config
+from tests.models import BATCH, LENGTH, assert_gradients_close, batch, mask_named, no_dropout, pair, tiny_config
 from tests.optional import needs
 
 LM = {"BertForMaskedLM": "logits", "BertForPreTraining": "prediction_logits", "BertLMHeadModel": "logits"}
@@ -62,6 +62,47 @@ def test_every_way_of_reading_gives_a_tensor(name: str, way: str) -> None:
         logits = READINGS[way](no_dropout(fast)(**inputs), LM[name])
     assert type(logits) is Tensor
     torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+def test_only_labelled_rows_are_projected(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fast = pair("BertForMaskedLM")
+    inputs = batch("BertForMaskedLM", mask_named("right"))
+    rows = []
+    transform = type(fast.cls.predictions.transform)
+    forward = transform.forward
+    monkeypatch.setattr(transform, "forward", lambda self, x, **how: rows.append(x.shape) or forward(self, x, **how))
+    output = no_dropout(fast)(**inputs)
+    output.loss.backward()
+    assert rows == [(int((inputs["labels"] != -100).sum()), 48)]
+    assert output.logits.shape == (BATCH, LENGTH, 100)
+    assert len(rows) == 2
+
+
+def test_gradients_flow_through_logits_that_are_read() -> None:
+    stock, fast = pair("BertForMaskedLM")
+    inputs = batch("BertForMaskedLM", None)
+    for model in (stock, fast):
+        output = no_dropout(model)(**inputs)
+        (output.loss + output.logits.square().mean()).backward()
+    assert_gradients_close(fast, stock)
+
+
+def test_no_label_at_all() -> None:
+    stock, fast = pair("BertForMaskedLM")
+    inputs = batch("BertForMaskedLM", None)
+    inputs["labels"].fill_(-100)
+    assert torch.isnan(stock(**inputs).loss)
+    assert torch.isnan(no_dropout(fast)(**inputs).loss)
+    loss = no_dropout(fast)(**inputs, num_items_in_batch=5).loss
+    assert loss == 0
+    loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in fast.parameters())
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining"])
+def test_a_tuple_has_them(name: str) -> None:
+    _, fast = pair(name)
+    assert no_dropout(fast)(**batch(name, mask_named("right")), return_dict=False)[1].shape == (BATCH, LENGTH, 100)
 
 
 def test_reading_the_loss_reads_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +194,28 @@ class TestThoseOfTheForward:
             optimizer.step()
 
         assert torch.equal(*self._read(fast, steps))
+
+    def test_outputs_of_several_steps_of_an_optimiser_that_writes_past_pytorch(self, fast: Any) -> None:
+        """What one output keeps is not what the next one needs, though no weight has another version."""
+
+        class Past(torch.optim.Optimizer):
+            def step(self, closure: Any = None) -> None:
+                for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                    p.data.add_(p.grad, alpha=-1.0)
+
+        inputs, optimizer, expected, outputs = batch("BertForMaskedLM", None), Past(fast.parameters(), {}), [], []
+        for _ in range(3):
+            other = copy.deepcopy(fast)
+            for model, to in ((other, expected), (fast, outputs)):
+                torch.manual_seed(3)
+                to.append(model(**inputs))
+            expected[-1] = expected[-1].logits.detach()
+            outputs[-1].loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not torch.equal(expected[0], expected[2])
+        for output, logits in zip(outputs, expected, strict=True):
+            assert torch.equal(output.logits.detach(), logits)
 
     def test_the_new_weights_stay(self, fast: Any) -> None:
         output = fast(**batch("BertForMaskedLM", None))

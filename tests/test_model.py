@@ -292,65 +292,6 @@ def test_a_shortened_encoder() -> None:
     _assert_equal(actual, expected, None)
 
 
-class TestDeferredLogits:
-    @pytest.mark.parametrize(
-        ("name", "key"), [("BertForMaskedLM", "logits"), ("BertForPreTraining", "prediction_logits")]
-    )
-    def test_every_way_of_reading(self, name: str, key: str) -> None:
-        stock, fast = pair(name)
-        mask = mask_named("right")
-        inputs = batch(name, mask)
-        expected = stock(**inputs)[key][mask.bool()]
-        readings = (
-            lambda out: getattr(out, key),
-            lambda out: out[key],
-            lambda out: out[1],
-            lambda out: out[:2][1],
-            lambda out: out.to_tuple()[1],
-            lambda out: pickle.loads(pickle.dumps(out))[key],
-            lambda out: type(out)(dict(out.items()))[key],  # as accelerate rebuilds it
-        )
-        for read in readings:
-            with torch.no_grad():
-                logits = read(no_dropout(fast)(**inputs))
-            torch.testing.assert_close(logits[mask.bool()], expected, atol=1e-5, rtol=1e-5)
-        assert no_dropout(fast)(**inputs, return_dict=False)[1].shape == (BATCH, LENGTH, 100)
-
-    def test_only_labelled_rows_are_projected(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        _, fast = pair("BertForMaskedLM")
-        inputs = batch("BertForMaskedLM", mask_named("right"))
-        rows = []
-        transform = type(fast.cls.predictions.transform)
-        forward = transform.forward
-        monkeypatch.setattr(
-            transform, "forward", lambda self, x, **how: rows.append(x.shape) or forward(self, x, **how)
-        )
-        output = no_dropout(fast)(**inputs)
-        output.loss.backward()
-        assert rows == [(int((inputs["labels"] != -100).sum()), 48)]
-        assert output.logits.shape == (BATCH, LENGTH, 100)
-        assert len(rows) == 2
-
-    def test_gradients_flow_through_logits_that_are_read(self) -> None:
-        stock, fast = pair("BertForMaskedLM")
-        inputs = batch("BertForMaskedLM", None)
-        for model in (stock, fast):
-            output = no_dropout(model)(**inputs)
-            (output.loss + output.logits.square().mean()).backward()
-        assert_gradients_close(fast, stock)
-
-    def test_no_label_at_all(self) -> None:
-        stock, fast = pair("BertForMaskedLM")
-        inputs = batch("BertForMaskedLM", None)
-        inputs["labels"].fill_(-100)
-        assert torch.isnan(stock(**inputs).loss)
-        assert torch.isnan(no_dropout(fast)(**inputs).loss)
-        loss = no_dropout(fast)(**inputs, num_items_in_batch=5).loss
-        assert loss == 0
-        loss.backward()
-        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in fast.parameters())
-
-
 @pytest.mark.parametrize("name", [h for h in HEADS[1:] if h != "BertForQuestionAnswering"])
 def test_losses_honour_num_items_in_batch(name: str) -> None:
     """Shares of unequal batches add up to the mean over all of their labels."""

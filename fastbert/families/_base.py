@@ -186,6 +186,11 @@ def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) 
         module.__dict__[_STATE] = replace(known, survey=Survey(module, facts), of=known.of or known)
     elif not known.survey.holds(module):
         known.survey = Survey(module, facts)
+    return surveyed(module)
+
+
+def surveyed(module: nn.Module) -> Survey:
+    """What `survey` found at the beginning of this call."""
     return cast(Survey, state(module).survey)
 
 

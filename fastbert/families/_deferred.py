@@ -26,36 +26,47 @@ _CHANGED = (
 # Who walks through every output of every step and looks for gradients: not somebody who reads.
 _WALKERS = ("torch.distributed.fsdp.", "torch.distributed._composable.", "torch.nn.parallel.distributed")
 _ON_THE_WAY = (__name__, "torch.utils._pytree", "torch.utils._cxx_pytree", "transformers.utils.generic", "collections")
-_SAMPLE = 64  # elements of each weight, to see that somebody wrote it without PyTorch's knowing
+_SAMPLE = 64  # elements of a weight, to see that somebody wrote it without PyTorch's knowing
 
 
-def can_be_kept(modules: Iterable[nn.Module]) -> bool:
-    """Whether these have weights whose changes can be seen: no replicas, nothing that was built in inference mode."""
-    if torch.compiler.is_compiling():
-        return True
-    weights = [p for m in modules for p in m._parameters.values() if p is not None]
-    return bool(weights) and not any(p.is_inference() for p in weights)
-
-
-class Deferred:
-    """Logits that nobody has read yet.
+def later(
+    compute: Callable[[], Tensor], modules: Iterable[nn.Module], surveys: Sequence[tuple[nn.Module, Survey]]
+) -> "Deferred | Tensor":
+    """Logits that are computed when they are read; or now, where nobody could see that a weight has changed.
 
     Args:
         compute: computes them.
         modules: all that it calls.
         surveys: models, and what was known of their parts.
     """
+    modes = {m: m.training for m in modules}
+    weights = [(m, name, p) for m in modes for name, p in m._parameters.items() if p is not None]
+    # A replica has none, and what was built in inference mode no versions.
+    if not torch.compiler.is_compiling() and (not weights or any(p.is_inference() for _, _, p in weights)):
+        return compute()
+    return Deferred(compute, modes, weights, surveys)
+
+
+class Deferred:
+    """Logits that nobody has read yet. `later` makes them.
+
+    Args:
+        compute: computes them.
+        modes: what it calls, and whether that was training.
+        weights: of these, with their names.
+        surveys: models, and what was known of their parts.
+    """
 
     def __init__(
         self,
         compute: Callable[[], Tensor],
-        modules: Iterable[nn.Module],
-        surveys: Sequence[tuple[nn.Module, Survey | None]] = (),
+        modes: dict[nn.Module, bool],
+        weights: list[tuple[nn.Module, str, nn.Parameter]],
+        surveys: Sequence[tuple[nn.Module, Survey]],
     ) -> None:
         self._compute: Callable[[], Tensor] | None = compute
         self._value: Tensor | None = None
-        self._modes = {m: m.training for m in modules}
-        self._weights = [(m, name, p) for m in self._modes for name, p in m._parameters.items() if p is not None]
+        self._modes, self._weights = modes, weights
         self._versions = [p._version for _, _, p in self._weights]
         self._surveys = list(surveys)
         self._sample = None if torch.compiler.is_compiling() else _sample([p for _, _, p in self._weights])
@@ -111,7 +122,7 @@ class Deferred:
     def _check(self, weights: list[nn.Parameter | None]) -> None:
         """That all but what is kept is as it was."""
         for module, survey in self._surveys:
-            if survey is not None and not survey.holds(module):
+            if not survey.holds(module):
                 raise RuntimeError(_CHANGED.format(f"a part of {type(module).__name__} was changed"))
         if self._kept is not None:
             return
@@ -127,8 +138,8 @@ class Deferred:
             if sample is None or sample.dtype != self._sample.dtype or not torch.equal(sample, self._sample):
                 raise RuntimeError(_CHANGED.format("somebody has changed them"))
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the weights that an optimiser is about to change."""
+    def before_step(self, optimizer: torch.optim.Optimizer, copies: dict[int, Tensor]) -> None:
+        """Keep the weights that an optimiser is about to change; copies, by weight, are shared with other outputs."""
         if self._kept is not None or self._compute is None:
             return
         changing = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -136,19 +147,10 @@ class Deferred:
             self._sharded_changed = True
         elif any(id(p) in changing for _, _, p in self._weights):
             self._check([m._parameters.get(name) for m, name, _ in self._weights])
-            self._kept = [_copy(p) for _, _, p in self._weights]
-
-
-_COPIES: "weakref.WeakValueDictionary[tuple[int, int], Tensor]" = weakref.WeakValueDictionary()
-
-
-def _copy(weight: nn.Parameter) -> Tensor:
-    """Of a weight as it is, one for all outputs that need it."""
-    key = id(weight), weight._version
-    copy = _COPIES.get(key)
-    if copy is None or copy.shape != weight.shape or copy.dtype != weight.dtype:
-        copy = _COPIES[key] = weight.detach().clone()
-    return copy
+            for _, _, p in self._weights:
+                if id(p) not in copies:
+                    copies[id(p)] = p.detach().clone()
+            self._kept = [copies[id(p)] for _, _, p in self._weights]
 
 
 def _sample(weights: Sequence[Tensor]) -> Tensor | None:
@@ -177,8 +179,9 @@ def _note_steps() -> None:
 def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     if torch.compiler.is_compiling():
         return
+    copies: dict[int, Tensor] = {}
     for deferred in list(_UNREAD):
-        deferred.before_step(optimizer)
+        deferred.before_step(optimizer, copies)
 
 
 def _who_asks() -> str:

@@ -20,7 +20,6 @@ from fastbert.families import _base, _inputs
 from fastbert.families.bert_layers import BertEmbeddings, BertEncoder, Encoded, Fusions
 from fastbert.kernels import _launch
 from fastbert.packing import Packing
-from fastbert.survey import Survey
 from fastbert.touched import Parts, container
 
 
@@ -53,7 +52,7 @@ class BertModel(Built, stock.BertModel):
     parts: ClassVar[Parts] = {
         "embeddings": container(BertEmbeddings),
         "encoder": container(BertEncoder),
-        "pooler": touched.container(stock.BertPooler),
+        "pooler": container(stock.BertPooler),
     }
 
     @_base.model_forward(stock.BertModel)
@@ -120,7 +119,7 @@ class BertModel(Built, stock.BertModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        packing, survey = inputs.packing, self._surveyed()
+        packing, survey = inputs.packing, _base.surveyed(self)
         own_embeddings = survey.within("embeddings") is None
         drops = survey.drops(apart="" if own_embeddings else "embeddings")
         seed = functional.draw_seed(packing.cu_seqlens.device) if drops else None
@@ -194,7 +193,7 @@ class BertModel(Built, stock.BertModel):
             return "output_hidden_states"
         if len(layers) == 0:
             return "there is no layer"
-        last, survey = f"encoder.layer.{len(layers) - 1}", self._surveyed()
+        last, survey = f"encoder.layer.{len(layers) - 1}", _base.surveyed(self)
         if any(path == last or path.startswith(f"{last}.") for path in survey.hooked):
             return "the last layer is hooked"
         if survey.called_leaves and not survey.called_leaves.isdisjoint(survey.inside(layers[-1])):
@@ -209,7 +208,7 @@ class BertModel(Built, stock.BertModel):
         all_TN = encoder.last_layer(cast(Tensor, encoded.last_layer_input), self.encoder.layer, run)
         labelled_MN = hidden_TN[rows.shape[0] - labelled.rows.shape[0] :]
         return PackedHidden(
-            all_TN, inputs.packing, labelled, labelled_MN, self._surveyed().inside(self.encoder.layer[-1])
+            all_TN, inputs.packing, labelled, labelled_MN, _base.surveyed(self).inside(self.encoder.layer[-1])
         )
 
     def _why_not_packed(
@@ -244,17 +243,9 @@ class BertModel(Built, stock.BertModel):
             return "exporting: the exported program is transformers' own"
         return _launch.why_not(self._device()) or self.why_touched()
 
-    def survey(self) -> Survey:
-        """What is known of the parts, kept while it holds."""
-        return _base.survey(self, ((self.config.__dict__, "is_decoder"),))
-
-    def _surveyed(self) -> Survey:
-        """What was found at the beginning of this call."""
-        return cast(Survey, _base.state(self).survey)
-
     def why_touched(self) -> str | None:
         """The first part that somebody touched; what is inside of the embeddings, transformers' own can do."""
-        survey = self.survey()
+        survey = _base.survey(self, ((self.config.__dict__, "is_decoder"),))
         foreign = survey.without("embeddings")
         if survey.is_touched("embeddings"):  # itself, not only what is in it: it may give another length
             foreign = survey.within("embeddings")

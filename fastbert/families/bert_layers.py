@@ -240,10 +240,8 @@ class BertLayer(stock.BertLayer):
             return stock.BertLayer.forward(self, hidden_states, *args, **kwargs)
         attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
         inner, output = self.intermediate, self.output
-        if run.called and not run.called.isdisjoint((inner, output)):
-            return output(inner(attended, run=run), attended, run=run, stream=stream + 2, rows=rows)
         modules = inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm
-        if not encoder.fuses_feed_forward(*modules, run.called):
+        if not run.called.isdisjoint((inner, output)) or not encoder.fuses_feed_forward(*modules, run.called):
             return output(inner(attended, run=run), attended, run=run, stream=stream + 2, rows=rows)
         return encoder.feed_forward(
             attended,
