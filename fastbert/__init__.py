@@ -4,48 +4,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastbert.families._base import FellBack
-    from fastbert.models import (
-        BertForMaskedLM,
-        BertForMultipleChoice,
-        BertForNextSentencePrediction,
-        BertForPreTraining,
-        BertForQuestionAnswering,
-        BertForSequenceClassification,
-        BertForTokenClassification,
-        BertLMHeadModel,
-        BertModel,
-    )
-    from fastbert.patching import Report, patch, report, unpatch
-    from fastbert.warmup import WarmUp, warm_up
+    from fastbert.families._base import FellBack as FellBack
+    from fastbert.models import *  # noqa: F403
+    from fastbert.patching import Report as Report
+    from fastbert.patching import patch as patch
+    from fastbert.patching import report as report
+    from fastbert.patching import unpatch as unpatch
+    from fastbert.warmup import WarmUp as WarmUp
+    from fastbert.warmup import warm_up as warm_up
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BertForMaskedLM",
-    "BertForMultipleChoice",
-    "BertForNextSentencePrediction",
-    "BertForPreTraining",
-    "BertForQuestionAnswering",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertLMHeadModel",
-    "BertModel",
-    "FellBack",
-    "Report",
-    "WarmUp",
-    "patch",
-    "report",
-    "unpatch",
-    "warm_up",
-]
+_HOMES = {
+    "FellBack": "families._base",
+    "Report": "patching",
+    "patch": "patching",
+    "report": "patching",
+    "unpatch": "patching",
+    "WarmUp": "warmup",
+    "warm_up": "warmup",
+}
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `fastbert --help` need not wait for torch and transformers."""
-    if name not in __all__:
+    if name == "__all__":
+        return [*_HOMES, *import_module("fastbert.models").__all__]
+    home = _HOMES.get(name)
+    if home is None and (name[:1].isupper() and name in import_module("fastbert.models").__all__):
+        home = "models"
+    if home is None:
         raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
-    homes = {"FellBack": "families._base", "WarmUp": "warmup", "warm_up": "warmup"}
-    home = "models" if name.startswith("Bert") else homes.get(name, "patching")
     value = globals()[name] = getattr(import_module(f"fastbert.{home}"), name)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -7,7 +7,7 @@ untouched; one that is not, and may take packed tokens all the same (LoRA, quant
 Dimension key:  T packed tokens   N features   H heads   D head size
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple, cast
 
 import torch
@@ -68,17 +68,21 @@ def embed(
     token_type_ids: Tensor,
     word: nn.Embedding | Tensor,
     position: nn.Embedding,
-    token_type: nn.Embedding,
+    token_type: nn.Embedding | Tensor,
     norm: nn.LayerNorm,
     dropout: nn.Module,
     run: Run,
     stream: int = 0,
+    *,
+    task_type_ids: Tensor | None = None,
+    task_type: nn.Embedding | None = None,
 ) -> Tensor:
-    """dropout(LayerNorm(word + token type + position)).
+    """dropout(LayerNorm(word + token type + position (+ task type))).
 
     Args:
-        input_ids, position_ids, token_type_ids: (T,) int64.
+        input_ids, position_ids, token_type_ids, task_type_ids: (T,) int64.
         word: the word table's module, or a (V, N) table of vectors.
+        token_type: a table's module, or a (_, N) table.
 
     Returns:
         (T, N)
@@ -88,10 +92,12 @@ def embed(
         position_ids,
         token_type_ids,
         word if isinstance(word, Tensor) else word.weight,
-        position.weight,
-        token_type.weight,
+        functional.without_gradient_of_row(position.weight, position.padding_idx),
+        token_type if isinstance(token_type, Tensor) else token_type.weight,
         norm.weight,
         norm.bias,
+        task_type_ids=task_type_ids,
+        task_type_weight=None if task_type is None else task_type.weight,
         eps=norm.eps,
         padding_idx=None if isinstance(word, Tensor) else word.padding_idx,
         dropout_p=dropout_p(dropout),
@@ -173,6 +179,14 @@ def project_and_add(
     return _add_and_normalise(x, x_bias, dropout, norm, residual_TN, run, stream, rows)
 
 
+def normalise(x: Tensor, norm: nn.Module, run: Run) -> Tensor:
+    """LayerNorm(x), by itself: before a product, where a layer normalises first."""
+    if norm in run.called:
+        return cast(Tensor, norm(x))
+    norm = cast(nn.LayerNorm, norm)
+    return functional.layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
+
+
 def _add_and_normalise(
     x: Tensor,
     x_bias: Tensor | None,
@@ -237,7 +251,12 @@ def linear_activation(x: Tensor, dense: nn.Module, activation: nn.Module, called
 
 
 def run_layers(
-    hidden_TN: Tensor, layers: nn.ModuleList, run: Run, wanted: set[int], rows: Tensor | None = None
+    hidden_TN: Tensor,
+    layers: Sequence[nn.Module],
+    run: Run,
+    wanted: set[int],
+    rows: Tensor | None,
+    finish: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
     """All layers, one after the other.
 
@@ -245,9 +264,10 @@ def run_layers(
     gradients of the loss with respect to it exist (`retain_grad`).
 
     Args:
-        layers: each takes and returns packed hidden states.
+        layers: each takes and returns packed hidden states. One that is there twice runs twice.
         wanted: which of the layers + 1 hidden states to return.
         rows: (M,) int64, the tokens whose last hidden state is needed; None for all.
+        finish: what becomes of the last layer's output.
 
     Returns:
         The last hidden state, packed, or those rows of it; the wanted ones as (B, L, N), None between them; and the
@@ -259,6 +279,8 @@ def run_layers(
         if i > 0:
             before_TN = hidden_TN
             hidden_TN = _run_layer(i - 1, layers, hidden_TN, run, rows if i == len(layers) else None)
+        if i == len(layers):
+            hidden_TN = finish(hidden_TN)
         padded = None
         if i in wanted:
             padded = run.packing.unpack(hidden_TN)
@@ -267,17 +289,19 @@ def run_layers(
     return hidden_TN, tuple(hidden_states), before_TN
 
 
-def _run_layer(i: int, layers: nn.ModuleList, hidden_TN: Tensor, run: Run, rows: Tensor | None = None) -> Tensor:
+def _run_layer(i: int, layers: Sequence[nn.Module], hidden_TN: Tensor, run: Run, rows: Tensor | None = None) -> Tensor:
     return cast(Tensor, layers[i](hidden_TN, run=run, stream=1 + 3 * i, rows=rows))
 
 
-def last_layer(before_TN: Tensor, layers: nn.ModuleList, run: Run) -> Callable[[], Tensor]:
+def last_layer(
+    before_TN: Tensor, layers: Sequence[nn.Module], run: Run, finish: Callable[[Tensor], Tensor]
+) -> Callable[[], Tensor]:
     """The last layer for all tokens, (T, N), later: with the autocast of now, and this run's dropout."""
     device = before_TN.device.type
     autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
     def compute() -> Tensor:
         with autocast:
-            return _run_layer(len(layers) - 1, layers, before_TN, run)
+            return finish(_run_layer(len(layers) - 1, layers, before_TN, run))
 
     return compute

@@ -6,7 +6,7 @@ mask itself is a function of (seed, stream), see `fastbert.reference`. The drop 
 Dimension key:  T packed tokens   N features   K input features   V vocabulary   B batch   H heads   D head size
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "linear_gelu",
+    "without_gradient_of_row",
 ]
 
 MAX_HEAD_DIM, MAX_FEATURES = 256, 8192  # of the kernels
@@ -116,6 +117,26 @@ def embedding(
         stream,
     )
     return cast(Tensor, y.view(*input_ids.shape, N))
+
+
+def without_gradient_of_row(table: Tensor, row: int | None) -> Tensor:
+    """The table, one of whose rows gets no gradient: as PyTorch's `padding_idx`, for a small table."""
+    if row is None or not (torch.is_grad_enabled() and table.requires_grad):
+        return table
+    return cast(Tensor, _WithoutGradientOfRow.apply(table, row))
+
+
+class _WithoutGradientOfRow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row: int) -> Tensor:
+        ctx.row = row
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        gradient = gradient.clone()
+        gradient[ctx.row] = 0
+        return gradient, None
 
 
 def layer_norm(

@@ -1,23 +1,9 @@
-"""The drop-in classes: transformers' names, arguments and outputs, on the packed encoder."""
+"""The drop-in classes: transformers' names, arguments and outputs, on the packed encoder. What there is: `__all__`."""
 
-from fastbert.families.bert import BertModel
-from fastbert.families.bert_heads import (
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-)
-from fastbert.families.bert_lm_heads import BertForMaskedLM, BertForPreTraining, BertLMHeadModel
+from transformers import PreTrainedModel
 
-__all__ = [
-    "BertForMaskedLM",
-    "BertForMultipleChoice",
-    "BertForNextSentencePrediction",
-    "BertForPreTraining",
-    "BertForQuestionAnswering",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertLMHeadModel",
-    "BertModel",
-]
+from fastbert.families import CLASSES
+
+_MODELS = {kind.__name__: kind for kind in CLASSES.values() if issubclass(kind, PreTrainedModel)}
+__all__ = sorted(_MODELS)  # noqa: PLE0605
+globals().update(_MODELS)

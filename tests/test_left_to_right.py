@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig
 
 import fastbert
-from fastbert.families import bert_layers
+from fastbert.families import bert
 from tests.models import BATCH, LENGTH, MASKS, assert_gradients_close, batch, mask_named, no_dropout, pair, tiny_config
 from tests.optional import given, settings, st
 
@@ -258,14 +258,14 @@ class TestRowsThatAreRead:
 
     def test_the_last_layer_runs_for_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rows: list[int] = []
-        forward = bert_layers.BertLayer.forward
+        forward = bert.BertLayer.forward
 
         def spy(*args: Any, **kwargs: Any) -> Any:
             out = forward(*args, **kwargs)
             rows.append(len(out))
             return out
 
-        monkeypatch.setattr(bert_layers.BertLayer, "forward", spy)
+        monkeypatch.setattr(bert.BertLayer, "forward", spy)
         _, fast = _pair()
         packed, _ = _packed_and_padded()
         _step(fast.train(), packed)

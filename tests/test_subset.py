@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 import fastbert
-from fastbert.families import bert_layers
+from fastbert.families import bert
 from tests.models import (
     BATCH,
     LENGTH,
@@ -74,14 +74,14 @@ def _step(model: nn.Module, inputs: dict[str, Any], seed: int = 3, **more: Any) 
 def last_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each layer's output had, in every call."""
     rows: list[int] = []
-    forward = bert_layers.BertLayer.forward
+    forward = bert.BertLayer.forward
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         out = forward(*args, **kwargs)
         rows.append(len(out))
         return out
 
-    monkeypatch.setattr(bert_layers.BertLayer, "forward", spy)
+    monkeypatch.setattr(bert.BertLayer, "forward", spy)
     return rows
 
 

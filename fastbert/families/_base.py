@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -223,42 +223,55 @@ def _why_transformed() -> str | None:
 _why_transformed_when_traced = torch.compiler.assume_constant_result(_why_transformed)
 
 
-def model_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a forward that replaces transformers' own.
+def model_forward(stock: type[PreTrainedModel], packed: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that replaces transformers' own. `packed` gets all arguments by name.
 
-    It has its signature, for the Trainer and others look at the arguments by name. Where the model is not patched any
-    more, or somebody replaced the method of transformers' class, that is called.
+    It has transformers' signature, for the Trainer and others look at the arguments by name. Where the model is not
+    patched any more, or somebody replaced the method of transformers' class, that is called.
     """
     touched.remember(stock)
     plain = _losses.honour_num_items(stock)
+    names = [*inspect.signature(stock.forward).parameters][1:]
 
-    def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def packed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-            if _STATE not in self.__dict__:
-                return stock.forward(self, *args, **kwargs)
-            if touched.is_replaced(stock, "forward"):
-                return _as_transformers(self, f"{stock.__name__}.forward is replaced", plain, args, kwargs)
-            return forward(self, *args, **kwargs)
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        if _STATE not in self.__dict__:
+            return stock.forward(self, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            replaced = _replaced_when_traced(stock)
+        else:
+            replaced = touched.is_replaced(stock, "forward")
+        if replaced:
+            return _as_transformers(self, f"{stock.__name__}.forward is replaced", plain, args, kwargs)
+        return packed(self, **(_by_name(names, args, kwargs) if args else kwargs))
 
-        return _like(stock, forward, packed)
-
-    return decorate
+    return _like(stock, packed, forward)
 
 
-def head_forward(stock: type[PreTrainedModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+@torch.compiler.assume_constant_result
+def _replaced_when_traced(stock: type) -> bool:
+    return touched.is_replaced(stock, "forward")
+
+
+def _by_name(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    if len(args) > len(names):
+        raise TypeError(f"forward() takes {len(names)} arguments, but {len(args)} were given")
+    given = dict(zip(names, args, strict=False))
+    if twice := given.keys() & kwargs.keys():
+        raise TypeError(f"forward() got multiple values for argument {min(twice)!r}")
+    return given | kwargs
+
+
+def head_forward(stock: type[PreTrainedModel], packed: Callable[..., Any]) -> Callable[..., Any]:
     """`model_forward` for a head: transformers' own where one of its parts is touched."""
     plain = _losses.honour_num_items(stock)
 
-    def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def packed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-            reason = survey(self).first() or touched.why_all_touched()
-            if reason is None:
-                return forward(self, *args, **kwargs)
-            return _as_transformers(self, reason, plain, args, kwargs)
+    def forward(self: PreTrainedModel, **kwargs: Any) -> Any:
+        reason = survey(self).first() or touched.why_all_touched()
+        if reason is None:
+            return packed(self, **kwargs)
+        return _as_transformers(self, reason, plain, (), kwargs)
 
-        return model_forward(stock)(packed)
-
-    return decorate
+    return model_forward(stock, functools.wraps(packed)(forward))
 
 
 def _as_transformers(
@@ -273,7 +286,7 @@ def _as_transformers(
         return plain(model, *args, **kwargs)
 
 
-_OURS = ("max_labels", "label_rows", "num_sequences_in_batch", "_keep_packed", "_token_labels")
+_OURS = ("max_labels", "label_rows", "num_sequences_in_batch", "_keep_packed", "_token_labels", "_reads")
 
 
 _FORCED: ContextVar[tuple[str, frozenset[nn.Module]] | None] = ContextVar("forced", default=None)

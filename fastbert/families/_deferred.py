@@ -5,6 +5,7 @@ tensor that transformers would have given: of the weights, modes, dropout masks 
 """
 
 import contextlib
+import dataclasses
 import sys
 import weakref
 from collections import OrderedDict
@@ -208,6 +209,16 @@ def _asked(value: Any) -> Any:
     if who == "converter":
         value.dtype = torch.float32
     return value
+
+
+def deferring(kind: type[ModelOutput]) -> type[ModelOutput]:
+    """An output class of transformers', for logits that are computed when they are read. Pickled it is transformers'."""
+
+    def reduce(self: Any) -> Any:
+        return kind, tuple(self.get(field.name) for field in dataclasses.fields(self))
+
+    members = {"__module__": __name__, "__doc__": kind.__doc__, "__reduce__": reduce}
+    return cast(type[ModelOutput], dataclasses.dataclass(type(kind.__name__, (DeferredFields, kind), members)))
 
 
 class DeferredFields(ModelOutput):

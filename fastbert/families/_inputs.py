@@ -23,7 +23,12 @@ class EmptyBatchError(ValueError, RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The sizes of a model's embedding tables, None where a module serves that is none; and where they lie."""
+    """The sizes of a model's embedding tables, None where a module serves that is none; and where they lie.
+
+    Attributes:
+        padding_idx: where positions are counted over the ids that are not this one, and begin behind it.
+        task_type_vocab_size: None where there is no such table.
+    """
 
     vocab_size: int | None
     type_vocab_size: int | None
@@ -31,6 +36,18 @@ class Limits:
     hidden_size: int
     device: torch.device
     dtype: torch.dtype | None = None
+    padding_idx: int | None = None
+    task_type_vocab_size: int | None = None
+
+    @property
+    def first_position(self) -> int:
+        """Of a sequence's first token."""
+        return 0 if self.padding_idx is None else self.padding_idx + 1
+
+    @property
+    def max_tokens(self) -> int | None:
+        """In a sequence."""
+        return None if self.max_position_embeddings is None else self.max_position_embeddings - self.first_position
 
 
 class TokenLabels(NamedTuple):
@@ -75,6 +92,7 @@ class Inputs:
         labels_on_padding: a loss would need hidden states that are not computed.
         labelled: where the head wants to know.
         padding_mask: (B, L), where padding is computed like other tokens, and is packed: then there is some.
+        task_type_ids: (T,) int64, where the model has such a table.
     """
 
     packing: Packing
@@ -86,6 +104,7 @@ class Inputs:
     labels_on_padding: bool = False
     labelled: Labelled | None = None
     padding_mask: Tensor | None = None
+    task_type_ids: Tensor | None = None
 
 
 def rectangle(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
@@ -127,6 +146,7 @@ def prepare(
     max_seqlen: int | None = None,
     token_labels: TokenLabels | None = None,
     *,
+    task_type_ids: Tensor | None = None,
     compute_padding: bool = False,
 ) -> Inputs:
     """Check a batch and pack it.
@@ -134,7 +154,7 @@ def prepare(
     Args:
         input_ids: (B, L), or inputs_embeds: (B, L, N).
         attention_mask: (B, L), 0 where a token is padding; or (1, L).
-        token_type_ids, position_ids: (B, L), or what broadcasts to it.
+        token_type_ids, position_ids, task_type_ids: (B, L), or what broadcasts to it.
         cu_seqlens, max_seqlen: for a batch that comes packed, (1, T), without attention_mask.
         token_labels: B L of them, in any shape.
         compute_padding: padding is a token like the others, that nobody attends to.
@@ -149,6 +169,7 @@ def prepare(
         "attention_mask": attention_mask,
         "token_type_ids": token_type_ids,
         "position_ids": position_ids,
+        "task_type_ids": task_type_ids,
         "cu_seq_lens_q": cu_seqlens,
         "label_rows": None if token_labels is None else token_labels.rows,
     }
@@ -157,6 +178,7 @@ def prepare(
             raise ValueError(f"{name} is on {t.device}, but the model on {limits.device}")
     token_type_ids = _broadcast("token_type_ids", token_type_ids, B, L)
     position_ids = _broadcast("position_ids", position_ids, B, L)
+    task_type_ids = _broadcast("task_type_ids", task_type_ids, B, L)
     if attention_mask is not None and attention_mask.shape not in ((B, L), (1, L)):
         raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, not ({B}, {L}) as the batch")
     attention_mask = None if attention_mask is None else attention_mask.expand(B, L)
@@ -194,25 +216,49 @@ def prepare(
     padding_mask = None
     if compute_padding and packing.indices is not None:
         packing, padding_mask, on_padding = Packing.full(B, L, limits.device), attention_mask, False
-    positions = limits.max_position_embeddings
-    if position_ids is None and positions is not None:
-        if packing.max_seqlen > positions and cu_seqlens is not None:
-            raise ValueError(f"a sequence of {packing.max_seqlen} tokens, but max_position_embeddings is {positions}")
-        if cu_seqlens is None and positions < L:
-            raise ValueError(f"the batch is {L} tokens long, but max_position_embeddings is {positions}")
+    at_most = limits.max_tokens
+    longest = L if cu_seqlens is None else packing.max_seqlen
+    too_long = position_ids is None and at_most is not None and longest > at_most
+    if too_long and (limits.padding_idx is None or input_ids is None):
+        subject = f"the batch is {L} tokens long" if cu_seqlens is None else f"a sequence of {longest} tokens"
+        raise ValueError(f"{subject}, but {_at_most(limits)}")
 
-    inputs = _pack(packing, (B, L), input_ids, token_type_ids, position_ids, inputs_embeds)
+    counted_BL = None
+    if position_ids is None and limits.padding_idx is not None and input_ids is not None:
+        counted_BL = _counted(input_ids, limits.padding_idx, None if cu_seqlens is None else packing)
+    given_BL = position_ids if counted_BL is None else counted_BL
+    inputs = _pack(packing, (B, L), input_ids, token_type_ids, given_BL, inputs_embeds, limits)
+    if limits.task_type_vocab_size is not None:
+        task_ids_T = inputs.input_ids.new_zeros(inputs.input_ids.shape)
+        inputs = replace(inputs, task_type_ids=task_ids_T if task_type_ids is None else packing.pack(task_type_ids).long())
     inputs = replace(inputs, padding_mask=padding_mask)
     if on_padding:
         inputs = replace(inputs, labels_on_padding=True)
     elif token_labels is not None and token_labels.find:
         inputs = replace(inputs, labelled=_labelled(token_labels, packing, count))
-    if attention_mask is not None or look:
+    if attention_mask is not None or look or too_long:
         restarts = None
         if position_ids is not None and cu_seqlens is None:
-            restarts = _restarts(position_ids.expand(B, L), attention_mask)
-        return replace(inputs, pads_first=_check_values(inputs, limits, restarts))
+            restarts = _restarts(position_ids, attention_mask, limits.first_position)
+        return replace(inputs, pads_first=_check_values(inputs, limits, restarts, counted_BL is not None))
     return inputs
+
+
+def _at_most(limits: Limits) -> str:
+    what = f"max_position_embeddings is {limits.max_position_embeddings}"
+    if limits.padding_idx is None:
+        return what
+    return f"the model takes {limits.max_tokens}: {what}, of which the first {limits.first_position} are for padding"
+
+
+def _counted(input_ids: Tensor, padding_idx: int, packed: Packing | None) -> Tensor:
+    """(B, L): the positions of ids that are not padding_idx, one after the other behind it; the others have it."""
+    counts = input_ids != padding_idx
+    ends = counts.cumsum(1)
+    if packed is not None:  # from each sequence's first token on
+        first = torch.arange(packed.tokens, device=ends.device) - packed.position_ids
+        ends = ends - (ends - counts.long())[:, first]
+    return ends * counts + padding_idx
 
 
 def _broadcast(name: str, ids: Tensor | None, B: int, L: int) -> Tensor | None:
@@ -298,6 +344,7 @@ def _pack(
     token_type_ids: Tensor | None,
     position_ids: Tensor | None,
     inputs_embeds: Tensor | None,
+    limits: Limits,
 ) -> Inputs:
     B, L = shape
     device = packing.cu_seqlens.device
@@ -305,18 +352,26 @@ def _pack(
         packed_ids = packing.pack(input_ids).long()
     else:
         packed_ids = torch.arange(B * L, device=device) if packing.indices is None else packing.indices
+    if position_ids is not None:
+        positions = packing.pack(position_ids).long()
+    else:
+        positions = packing.position_ids
+        positions = positions + limits.first_position if limits.first_position else positions
     return Inputs(
         packing,
         packed_ids,
-        packing.position_ids if position_ids is None else packing.pack(position_ids.expand(B, L)).long(),
-        torch.zeros_like(packed_ids) if token_type_ids is None else packing.pack(token_type_ids.expand(B, L)).long(),
+        positions,
+        torch.zeros_like(packed_ids) if token_type_ids is None else packing.pack(token_type_ids).long(),
         None if inputs_embeds is None else inputs_embeds.reshape(B * L, -1),
     )
 
 
 @torch.compiler.disable
-def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None) -> bool:
-    """One synchronisation for all of them. Returns whether some sequence starts with padding."""
+def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None, counted: bool) -> bool:
+    """One synchronisation for all of them. Returns whether some sequence starts with padding.
+
+    counted: positions are not the user's.
+    """
     packing, positions = inputs.packing, inputs.position_ids
     if packing.tokens == 0:
         return False
@@ -325,6 +380,8 @@ def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None) -> bo
         "token_type_ids": (inputs.token_type_ids, limits.type_vocab_size, "type_vocab_size"),
         "position_ids": (positions, limits.max_position_embeddings, "max_position_embeddings"),
     }
+    if inputs.task_type_ids is not None:
+        named["task_type_ids"] = (inputs.task_type_ids, limits.task_type_vocab_size, "task_type_vocab_size")
     if inputs.inputs_embeds is not None:
         del named["input_ids"]
     named = {name: of for name, of in named.items() if of[1] is not None}
@@ -335,6 +392,9 @@ def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None) -> bo
     ).tolist()
     for (name, (_, bound, what)), low, high in zip(named.items(), values[::2], values[1::2], strict=True):
         if low < 0 or high >= bound:
+            if counted and name == "position_ids":
+                tokens = high + 1 - limits.first_position
+                raise ValueError(f"a sequence of {tokens} tokens, but {_at_most(limits)}")
             raise ValueError(f"{name} has {low if low < 0 else high}, not in [0, {bound}): {what} is {bound}")
     if restarted and restarts is not None:
         raise ValueError(
@@ -344,12 +404,12 @@ def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None) -> bo
     return bool(padded)
 
 
-def _restarts(position_ids_BL: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """() bool: some row counts 0, 1, 2, ... and then from 0 again. Other orders are the user's own."""
+def _restarts(position_ids_BL: Tensor, attention_mask: Tensor | None, first: int) -> Tensor:
+    """() bool: some row counts up from the first position, and then from it again. Other orders are the user's own."""
     if attention_mask is None:
         both_valid = torch.ones_like(position_ids_BL[:, 1:], dtype=torch.bool)
     else:
         both_valid = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
     after, before = position_ids_BL[:, 1:], position_ids_BL[:, :-1]
-    counts = ((after - before == 1) | (after == 0) | ~both_valid).all(-1)
-    return (counts & ((after == 0) & (before > 0) & both_valid).any(-1)).any()
+    counts = ((after - before == 1) | (after == first) | ~both_valid).all(-1)
+    return (counts & ((after == first) & (before > first) & both_valid).any(-1)).any()

@@ -1,12 +1,12 @@
-"""The layers of transformers' BERT on packed tokens: embeddings, encoder, the masked-LM head's own.
+"""The layers of BERT and those like it, on packed tokens: embeddings, self-attention, feed-forward, encoder.
 
-Every class is transformers' class of the same name with another forward. Given a `run`, a module takes packed hidden
-states, (T, N); without one it is transformers' own, which is how calls fall back.
+Given a `run`, a module takes packed hidden states, (T, N); without one it is transformers' own, which is how calls fall
+back.
 
-Dimension key:  T packed tokens   N features   V vocabulary   M labelled rows
+Dimension key:  T packed tokens   N features
 """
 
-from collections.abc import Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
 )
-from transformers.models.bert import modeling_bert as stock
 
 from fastbert import encoder, functional, touched
 from fastbert.encoder import Run
-from fastbert.families import _base, _inputs, _losses
+from fastbert.families import _base, _inputs
+from fastbert.families._family import Role, stock_of
 from fastbert.survey import Survey
 from fastbert.touched import Each, Parts, container
 
@@ -27,7 +27,7 @@ Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does n
 Products = list[tuple[int, int, str | None]]  # of a module: features in and out, and the form of a GELU behind it
 
 
-def _product(dense: nn.Module, activation: nn.Module | None = None) -> Products:
+def product(dense: nn.Module, activation: nn.Module | None = None) -> Products:
     """None of a module that is called: what it computes is its own business."""
     if touched.linear(dense) is not None:
         return []
@@ -35,7 +35,12 @@ def _product(dense: nn.Module, activation: nn.Module | None = None) -> Products:
     return [(dense.in_features, dense.out_features, touched.gelu_form(activation))]
 
 
-class BertEmbeddings(stock.BertEmbeddings):
+def rows_of(table: nn.Module) -> int | None:
+    """How many ids a table knows; None for another module in its place."""
+    return table.weight.shape[0] if type(table) is nn.Embedding else None
+
+
+class Embeddings(Role):
     parts: ClassVar[Parts] = {
         "word_embeddings": touched.table,
         "position_embeddings": touched.unpadded_table,
@@ -43,29 +48,49 @@ class BertEmbeddings(stock.BertEmbeddings):
         "LayerNorm": touched.read_norm,
         "dropout": touched.dropout,
     }
-    buffers_read = ("position_ids", "token_type_ids")
+    buffers_read: ClassVar[tuple[str, ...]] = ("position_ids", "token_type_ids")
 
     def forward(
         self, *args: Any, run: Run | None = None, inputs: _inputs.Inputs | None = None, **kwargs: Any
     ) -> Tensor:
         if run is None or inputs is None:
-            return stock.BertEmbeddings.forward(self, *args, **kwargs)
+            return cast(Tensor, stock_of(self).forward(self, *args, **kwargs))
         hidden_TN = encoder.embed(
             inputs.input_ids,
             inputs.position_ids,
             inputs.token_type_ids,
             self.word_embeddings if inputs.inputs_embeds is None else inputs.inputs_embeds,
             self.position_embeddings,
-            self.token_type_embeddings,
+            self._token_types(),
             self.LayerNorm,
             self.dropout,
             run,
+            **self._more(inputs),
         )
         return self.as_residual(hidden_TN)
 
+    def _token_types(self) -> nn.Embedding | Tensor:
+        """Their table."""
+        return cast(nn.Embedding, self.token_type_embeddings)
+
+    def _more(self, inputs: _inputs.Inputs) -> dict[str, Any]:
+        """More of what `encoder.embed` takes."""
+        return {}
+
+    def _limits(self, size: int, device: torch.device) -> _inputs.Limits:
+        """What a batch may have; of inputs_embeds, vectors of this size."""
+        return _inputs.Limits(
+            vocab_size=rows_of(self.word_embeddings),
+            type_vocab_size=rows_of(self.token_type_embeddings),
+            max_position_embeddings=rows_of(self.position_embeddings),
+            hidden_size=size,
+            device=device,
+            dtype=getattr(getattr(self.LayerNorm, "weight", None), "dtype", None),
+        )
+
     def as_residual(self, hidden_TN: Tensor) -> Tensor:
         """In the dtype of the hidden states between layers."""
-        dtype = _base.state(self).options.residual_dtype
+        dtype = _base.state(cast(nn.Module, self)).options.residual_dtype
         if dtype is None or not torch.is_autocast_enabled(hidden_TN.device.type):
             return hidden_TN
         return hidden_TN.to(dtype)
@@ -82,11 +107,20 @@ class BertEmbeddings(stock.BertEmbeddings):
         return None
 
     def fusions(self) -> Fusions:
-        touches = Survey(self).touches
+        touches = Survey(cast(nn.Module, self)).touches
         return [("embedding sum + LayerNorm + dropout", str(touches[0]) if touches else None)]
 
 
-class BertSelfAttention(stock.BertSelfAttention):
+def why_no_kernel(attention: Any) -> str | None:
+    """What transformers reads of a self-attention and the kernels cannot have otherwise."""
+    if bool(attention.is_causal) != bool(getattr(attention.config, "is_decoder", False)):
+        return "it was not built with config.is_decoder as it is now"
+    if attention.attention_head_size > functional.MAX_HEAD_DIM:
+        return f"a head of {attention.attention_head_size} features, more than {functional.MAX_HEAD_DIM}"
+    return None
+
+
+class SelfAttention(Role):
     parts: ClassVar[Parts] = {
         "query": touched.linear,
         "key": touched.linear,
@@ -97,10 +131,10 @@ class BertSelfAttention(stock.BertSelfAttention):
 
     def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
         if run is None:
-            return stock.BertSelfAttention.forward(self, hidden_states, *args, **kwargs)
+            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
         if run.mask is not None:
             padded_BLN = hidden_states.view(*run.packing.shape, -1)
-            return stock.BertSelfAttention.forward(self, padded_BLN, run.mask)[0].flatten(0, 1)
+            return stock_of(self).forward(self, padded_BLN, run.mask)[0].flatten(0, 1)
         return encoder.self_attention(
             hidden_states,
             self.query,
@@ -115,21 +149,19 @@ class BertSelfAttention(stock.BertSelfAttention):
 
     def why_changed(self) -> str | None:
         """What transformers reads of this module and the kernels cannot have otherwise."""
-        if bool(self.is_causal) != bool(self.config.is_decoder):
-            return "it was not built with config.is_decoder as it is now"
-        if self.attention_head_size > functional.MAX_HEAD_DIM:
-            return f"a head of {self.attention_head_size} features, more than {functional.MAX_HEAD_DIM}"
-        return None
+        return why_no_kernel(self)
 
     def fusions(self) -> Fusions:
         return [("packed attention", self.why_changed())]
 
     def products(self) -> Products:
         """All three at once, as where there are tokens enough."""
-        return [(K, 3 * N, form) for K, N, form in _product(self.query)]
+        return [(K, 3 * N, form) for K, N, form in product(self.query)]
 
 
-class BertSelfOutput(stock.BertSelfOutput):
+class ProjectAndAdd(Role):
+    """The end of both halves of a layer: SelfOutput, and Output."""
+
     parts: ClassVar[Parts] = {"dense": touched.linear, "LayerNorm": touched.norm, "dropout": touched.dropout}
 
     def forward(
@@ -142,7 +174,7 @@ class BertSelfOutput(stock.BertSelfOutput):
         rows: Tensor | None = None,
     ) -> Tensor:
         if run is None:
-            return stock.BertSelfOutput.forward(self, hidden_states, input_tensor)
+            return cast(Tensor, stock_of(self).forward(self, hidden_states, input_tensor))
         return encoder.project_and_add(
             hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream, rows
         )
@@ -151,11 +183,11 @@ class BertSelfOutput(stock.BertSelfOutput):
         return [("bias + dropout + residual + LayerNorm", encoder.why_called(self.LayerNorm, touched.norm))]
 
     def products(self) -> Products:
-        return _product(self.dense)
+        return product(self.dense)
 
 
-class BertAttention(stock.BertAttention):
-    parts: ClassVar[Parts] = {"self": container(BertSelfAttention), "output": container(BertSelfOutput)}
+class Attention(Role):
+    parts: ClassVar[Parts] = {"self": container(SelfAttention), "output": container(ProjectAndAdd)}
     facts = ("is_cross_attention",)
 
     def why_changed(self) -> str | None:
@@ -172,58 +204,33 @@ class BertAttention(stock.BertAttention):
         **kwargs: Any,
     ) -> Any:
         if run is None:
-            return stock.BertAttention.forward(self, hidden_states, *args, **kwargs)
+            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
         context = self.self(hidden_states, run=run, stream=stream)
         if rows is not None:
             context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
         return self.output(context, hidden_states, run=run, stream=stream + 1, rows=rows)
 
 
-class BertIntermediate(stock.BertIntermediate):
+class Intermediate(Role):
     parts: ClassVar[Parts] = {"dense": touched.linear, "intermediate_act_fn": touched.activation}
 
     def forward(self, hidden_states: Tensor, *, run: Run | None = None) -> Tensor:
         if run is None:
-            return stock.BertIntermediate.forward(self, hidden_states)
+            return cast(Tensor, stock_of(self).forward(self, hidden_states))
         return encoder.linear_activation(hidden_states, self.dense, self.intermediate_act_fn, run.called)
 
     def fusions(self) -> Fusions:
         return [("linear + bias + GELU", encoder.why_not_gelu(self.dense, self.intermediate_act_fn))]
 
     def products(self) -> Products:
-        return _product(self.dense, self.intermediate_act_fn)
+        return product(self.dense, self.intermediate_act_fn)
 
 
-class BertOutput(stock.BertOutput):
-    parts: ClassVar[Parts] = {"dense": touched.linear, "LayerNorm": touched.norm, "dropout": touched.dropout}
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        input_tensor: Tensor,
-        *,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        if run is None:
-            return stock.BertOutput.forward(self, hidden_states, input_tensor)
-        return encoder.project_and_add(
-            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream, rows
-        )
-
-    def fusions(self) -> Fusions:
-        return [("bias + dropout + residual + LayerNorm", encoder.why_called(self.LayerNorm, touched.norm))]
-
-    def products(self) -> Products:
-        return _product(self.dense)
-
-
-class BertLayer(stock.BertLayer):
+class Layer(Role):
     parts: ClassVar[Parts] = {
-        "attention": container(BertAttention),
-        "intermediate": container(BertIntermediate),
-        "output": container(BertOutput),
+        "attention": container(Attention),
+        "intermediate": container(Intermediate),
+        "output": container(ProjectAndAdd),
     }
 
     def forward(
@@ -237,7 +244,7 @@ class BertLayer(stock.BertLayer):
     ) -> Any:
         """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
         if run is None:
-            return stock.BertLayer.forward(self, hidden_states, *args, **kwargs)
+            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
         attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
         inner, output = self.intermediate, self.output
         modules = inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm
@@ -257,7 +264,7 @@ class BertLayer(stock.BertLayer):
 
     def fusions(self) -> Fusions:
         inner, output = self.intermediate, self.output
-        why = container(BertIntermediate)(inner) or container(BertOutput)(output)
+        why = container(Intermediate)(inner) or container(ProjectAndAdd)(output)
         if why is None:
             why = encoder.why_not_feed_forward(inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm)
         return [("feed-forward in one operator, its GELU not kept", why)]
@@ -268,8 +275,30 @@ class Encoded(BaseModelOutputWithPastAndCrossAttentions):
     last_layer_input: Tensor | None = None
 
 
-class BertEncoder(stock.BertEncoder):
-    parts: ClassVar[Parts] = {"layer": Each(container(BertLayer))}
+class Encoder(Role):
+    """All layers. Another family's says in `layers` which they are, and in `begin` and `finish` what is around them."""
+
+    parts: ClassVar[Parts] = {"layer": Each(container(Layer))}
+
+    def _layers(self) -> Sequence[nn.Module]:
+        """In the order in which they run; one that runs twice is there twice."""
+        return cast(Sequence[nn.Module], self.layer)
+
+    def _last_path(self) -> str:
+        """Where the last layer is, in this module."""
+        return f"layer.{len(self.layer) - 1}"
+
+    def _begin(self, hidden_TN: Tensor) -> Tensor:
+        """What becomes of the embeddings before the first layer."""
+        return hidden_TN
+
+    def _finish(self, hidden_TN: Tensor) -> Tensor:
+        """What becomes of the last layer's output."""
+        return hidden_TN
+
+    def _finishers(self) -> tuple[nn.Module, ...]:
+        """The modules that `finish` reads."""
+        return ()
 
     def forward(
         self,
@@ -281,86 +310,31 @@ class BertEncoder(stock.BertEncoder):
         **kwargs: Any,
     ) -> Any:
         if run is None:
-            return stock.BertEncoder.forward(self, hidden_states, *args, **kwargs)
-        last, hidden, before = encoder.run_layers(hidden_states, self.layer, run, wanted or set(), rows)
+            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
+        last, hidden, before = encoder.run_layers(
+            self._begin(hidden_states), self._layers(), run, wanted or set(), rows, self._finish
+        )
         return Encoded(
             last_hidden_state=last, hidden_states=cast(Any, hidden), last_layer_input=None if rows is None else before
         )
 
-
-class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
-    parts: ClassVar[Parts] = {
-        "dense": touched.linear,
-        "transform_act_fn": touched.activation,
-        "LayerNorm": touched.norm,
-    }
-
-    def forward(self, hidden_states: Tensor, *, called: Set[nn.Module] | None = None) -> Tensor:
-        """called: leaves that are not read; transformers' own way where it is None."""
-        if called is None:
-            return stock.BertPredictionHeadTransform.forward(self, hidden_states)
-        hidden_states = encoder.linear_activation(hidden_states, self.dense, self.transform_act_fn, called)
-        norm = self.LayerNorm
-        if norm in called:
-            return cast(Tensor, norm(hidden_states))
-        return functional.layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
-
-    def fusions(self) -> Fusions:
-        return [("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.transform_act_fn))]
-
-    def products(self) -> Products:
-        return _product(self.dense, self.transform_act_fn)
+    def _last_layer(self, before_TN: Tensor, run: Run) -> Callable[[], Tensor]:
+        """The last hidden states of all tokens, (T, N), computed later."""
+        return encoder.last_layer(before_TN, self._layers(), run, self._finish)
 
 
-class BertLMPredictionHead(stock.BertLMPredictionHead):
-    parts: ClassVar[Parts] = {"transform": container(BertPredictionHeadTransform), "decoder": touched.linear}
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *,
-        called: Set[nn.Module] | None = None,
-        labels: Tensor | None = None,
-        num_items: Tensor | int | None = None,
-    ) -> Tensor:
-        """Logits, (..., V); with labels, (M,), of hidden states (M, N), their cross-entropy.
-
-        called: leaves that are not read; transformers' own way where it is None.
-        """
-        if called is None:
-            return cast(Tensor, stock.BertLMPredictionHead.forward(self, hidden_states))
-        hidden_states = self.transform(hidden_states, called=called)
-        if labels is None:
-            return cast(Tensor, self.decoder(hidden_states))
-        if self.decoder in called:
-            return _losses.cross_entropy(self.decoder(hidden_states), labels, num_items=num_items)
-        return functional.linear_cross_entropy(
-            hidden_states, self.decoder.weight, self.decoder.bias, labels, num_items=num_items
-        )
-
-    def fusions(self) -> Fusions:
-        return [("MLM head: labelled rows only", encoder.why_called(self.decoder, touched.linear))]
+class Pooler(Role):
+    """Of a first token's hidden state: transformers' own."""
 
 
-class BertOnlyMLMHead(stock.BertOnlyMLMHead):
-    parts: ClassVar[Parts] = {"predictions": container(BertLMPredictionHead)}
-
-
-class BertPreTrainingHeads(stock.BertPreTrainingHeads):
-    parts: ClassVar[Parts] = {"predictions": container(BertLMPredictionHead)}
-
-
-_base.register(
-    BertEmbeddings,
-    BertSelfAttention,
-    BertSelfOutput,
-    BertAttention,
-    BertIntermediate,
-    BertOutput,
-    BertLayer,
-    BertEncoder,
-    BertPredictionHeadTransform,
-    BertLMPredictionHead,
-    BertOnlyMLMHead,
-    BertPreTrainingHeads,
-)
+LAYERS: dict[str, type[Role]] = {
+    "Embeddings": Embeddings,
+    "SelfAttention": SelfAttention,
+    "SelfOutput": ProjectAndAdd,
+    "Attention": Attention,
+    "Intermediate": Intermediate,
+    "Output": ProjectAndAdd,
+    "Layer": Layer,
+    "Encoder": Encoder,
+    "Pooler": Pooler,
+}

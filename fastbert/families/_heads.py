@@ -1,0 +1,142 @@
+"""Heads for tokens, answers and sequences, of every family, on packed hidden states.
+
+Dimension key:  B batch   L padded length   T packed tokens
+"""
+
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from fastbert import touched
+from fastbert.families import _base, _inputs, _losses
+from fastbert.families._family import BASE, HeadRole, Role
+from fastbert.families._model import BaseModel, PackedHidden
+from fastbert.touched import Parts, Whole, container
+
+PADDING_LOGIT = -1000.0  # of question answering: no share of a softmax, and no loss overflows on it
+
+
+class TokenHead(HeadRole):
+    """What the heads with a logit for each token share."""
+
+    parts: ClassVar[Parts] = {BASE: Whole(container(BaseModel))}
+
+    def _encode(self, token_labels: _inputs.TokenLabels | None, **kwargs: Any) -> tuple[Any, PackedHidden | None]:
+        """The base model's output, and its packed hidden states where it did not fall back."""
+        kwargs["return_dict"] = True
+        # FSDP has hooked it: it looks for tensors in what comes out, to gather the weights again for the backward.
+        keep_packed = self.base_model_prefix not in _base.surveyed(cast(nn.Module, self)).hooked
+        output = self.base_model(_keep_packed=keep_packed, _token_labels=token_labels, **kwargs)
+        last = output.last_hidden_state
+        return output, last if isinstance(last, PackedHidden) else None
+
+
+class TokenClassification(TokenHead):
+    """A class a token."""
+
+    parts: ClassVar[Parts] = {**TokenHead.parts, "dropout": touched.dropout, "classifier": touched.linear}
+
+    @can_return_tuple
+    def packed(self, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' arguments and outputs; honours `num_items_in_batch`. Logits of padding are zeros."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        output, states = self._encode(None if labels is None else _inputs.TokenLabels(labels), **kwargs)
+        if states is None:
+            logits = self.classifier(self.dropout(output.last_hidden_state))
+        else:
+            logits = states.packing.unpack(self.classifier(self.dropout(states.all_TN())))
+        loss = None if labels is None else _losses.cross_entropy(logits, labels, num_items)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+
+
+class QuestionAnswering(TokenHead):
+    """Where an answer starts and ends."""
+
+    parts: ClassVar[Parts] = {**TokenHead.parts, "qa_outputs": touched.linear}
+
+    def _answers(self, hidden_states: Tensor) -> Tensor:
+        """Logits of starts and ends, (..., 2)."""
+        return cast(Tensor, self.qa_outputs(hidden_states))
+
+    @can_return_tuple
+    def packed(
+        self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' arguments and outputs.
+
+        Logits of padding are -1000: padding takes no share of the softmax. For a packed batch, logits are (1, T) and
+        positions count within each sequence.
+        """
+        kwargs.pop("num_items_in_batch", None)
+        if _answers_on_padding(kwargs.get("attention_mask"), start_positions, end_positions):
+            kwargs["_fall_back"] = "labels on padding"
+        output, states = self._encode(None, **kwargs)
+        if states is None:
+            logits = rows = self._answers(output.last_hidden_state)
+        else:
+            logits_T2 = self._answers(states.all_TN())
+            logits = rows = states.packing.unpack(logits_T2, PADDING_LOGIT)
+            if states.packing.shape[0] != states.packing.sequences:
+                rows = states.packing.per_sequence().unpack(logits_T2, PADDING_LOGIT)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            start, end = (_losses.span_loss(rows[..., i], p) for i, p in enumerate((start_positions, end_positions)))
+            loss = (start + end) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=logits[..., 0].contiguous(),
+            end_logits=logits[..., 1].contiguous(),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class SequenceHead(HeadRole):
+    """transformers' own head behind a packed base model: it reads what is pooled."""
+
+    parts: ClassVar[Parts] = {BASE: Whole(container(BaseModel))}
+
+
+class FirstTokenHead(SequenceHead):
+    """One that reads the first hidden state of each row, and so its padding where that comes first."""
+
+    _reads: ClassVar[str] = "first"
+
+    @classmethod
+    def members(cls, stock: Any) -> dict[str, Any]:
+        plain = _losses.honour_num_items(stock)
+
+        def packed(self: Any, **kwargs: Any) -> Any:
+            return plain(self, _reads=self._reads, **kwargs)
+
+        return {"forward": _base.head_forward(stock, packed)}
+
+
+HEADS: dict[str, type[Role]] = {
+    "ForNextSentencePrediction": SequenceHead,
+    "ForSequenceClassification": SequenceHead,
+    "ForMultipleChoice": SequenceHead,
+    "ForTokenClassification": TokenClassification,
+    "ForQuestionAnswering": QuestionAnswering,
+}
+
+
+def _answers_on_padding(attention_mask: Tensor | None, *positions: Tensor | None) -> bool:
+    if attention_mask is None or attention_mask.ndim != 2:
+        return False
+    B, L = attention_mask.shape
+    for position in positions:
+        if position is None or position.numel() != B:
+            continue
+        inside = position.view(B, 1)
+        on_padding = attention_mask.gather(1, inside.clamp(0, L - 1)) == 0
+        if bool((on_padding & (inside >= 0) & (inside < L)).any()):
+            return True
+    return False
