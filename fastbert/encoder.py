@@ -57,8 +57,8 @@ def why_not_feed_forward(inner: nn.Module, activation: nn.Module, outer: nn.Modu
     return why_not_gelu(inner, activation) or why_called(outer, touched.linear) or why_called(norm, touched.norm)
 
 
-def dropout_p(dropout: nn.Module) -> float:
-    """The probability that a dropout module applies now."""
+def dropout_p(dropout: nn.Module | None) -> float:
+    """The probability that a dropout module applies now; 0 where there is none."""
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
@@ -158,7 +158,7 @@ def _query_key_value(
 def project_and_add(
     x: Tensor,
     dense: nn.Module,
-    dropout: nn.Module,
+    dropout: nn.Module | None,
     norm: nn.Module,
     residual_TN: Tensor,
     run: Run,
@@ -190,7 +190,7 @@ def normalise(x: Tensor, norm: nn.Module, run: Run) -> Tensor:
 def _add_and_normalise(
     x: Tensor,
     x_bias: Tensor | None,
-    dropout: nn.Module,
+    dropout: nn.Module | None,
     norm: nn.Module,
     residual_TN: Tensor,
     run: Run,
@@ -212,6 +212,16 @@ def _add_and_normalise(
     )
 
 
+def project_and_sum(
+    x: Tensor, dense: nn.Module, dropout: nn.Module | None, residual_TN: Tensor, rows: Tensor | None = None
+) -> Tensor:
+    """dropout(dense(x)) + residual, where a layer normalises what goes into its halves and not what comes out.
+
+    Its dropout is PyTorch's own: the fused one is a part of LayerNorm.
+    """
+    return F.dropout(dense(x), dropout_p(dropout)) + residual_TN
+
+
 def fuses_feed_forward(
     inner: nn.Module, activation: nn.Module, outer: nn.Module, norm: nn.Module, called: Set[nn.Module]
 ) -> bool:
@@ -223,19 +233,23 @@ def fuses_feed_forward(
 
 def feed_forward(
     x: Tensor,
-    inner: nn.Linear,
+    inner: nn.Module,
     activation: nn.Module,
-    outer: nn.Linear,
-    dropout: nn.Module,
-    norm: nn.LayerNorm,
+    outer: nn.Module,
+    dropout: nn.Module | None,
+    norm: nn.Module,
     run: Run,
     stream: int,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm(dropout(outer(activation(inner(x)))) + x), the second half of a layer, where `fuses_feed_forward`.
+    """LayerNorm(dropout(outer(activation(inner(x)))) + x), the second half of a layer.
 
     rows: (M,) int64, which of the tokens these are, where they are not all.
     """
+    if not fuses_feed_forward(inner, activation, outer, norm, run.called):
+        inside = linear_activation(x, inner, activation, run.called)
+        return project_and_add(inside, outer, dropout, norm, x, run, stream, rows)
+    inner, outer = cast(nn.Linear, inner), cast(nn.Linear, outer)
     form = cast(str, gelu_form(activation))
     y = functional.feed_forward(x, inner.weight, inner.bias, outer.weight, approximate=form)
     return _add_and_normalise(y, outer.bias, dropout, norm, x, run, stream, rows)
@@ -256,7 +270,7 @@ def run_layers(
     run: Run,
     wanted: set[int],
     rows: Tensor | None,
-    finish: Callable[[Tensor], Tensor],
+    finish: Callable[[Tensor, Run], Tensor],
 ) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
     """All layers, one after the other.
 
@@ -280,7 +294,7 @@ def run_layers(
             before_TN = hidden_TN
             hidden_TN = _run_layer(i - 1, layers, hidden_TN, run, rows if i == len(layers) else None)
         if i == len(layers):
-            hidden_TN = finish(hidden_TN)
+            hidden_TN = finish(hidden_TN, run)
         padded = None
         if i in wanted:
             padded = run.packing.unpack(hidden_TN)
@@ -294,7 +308,7 @@ def _run_layer(i: int, layers: Sequence[nn.Module], hidden_TN: Tensor, run: Run,
 
 
 def last_layer(
-    before_TN: Tensor, layers: Sequence[nn.Module], run: Run, finish: Callable[[Tensor], Tensor]
+    before_TN: Tensor, layers: Sequence[nn.Module], run: Run, finish: Callable[[Tensor, Run], Tensor]
 ) -> Callable[[], Tensor]:
     """The last layer for all tokens, (T, N), later: with the autocast of now, and this run's dropout."""
     device = before_TN.device.type
@@ -302,6 +316,6 @@ def last_layer(
 
     def compute() -> Tensor:
         with autocast:
-            return finish(_run_layer(len(layers) - 1, layers, before_TN, run))
+            return finish(_run_layer(len(layers) - 1, layers, before_TN, run), run)
 
     return compute

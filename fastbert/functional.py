@@ -123,7 +123,7 @@ def without_gradient_of_row(table: Tensor, row: int | None) -> Tensor:
     """The table, one of whose rows gets no gradient: as PyTorch's `padding_idx`, for a small table."""
     if row is None or not (torch.is_grad_enabled() and table.requires_grad):
         return table
-    return cast(Tensor, _WithoutGradientOfRow.apply(table, row))
+    return cast(Tensor, _WithoutGradientOfRow.apply(table, row))  # type: ignore[no-untyped-call]
 
 
 class _WithoutGradientOfRow(torch.autograd.Function):
@@ -133,7 +133,7 @@ class _WithoutGradientOfRow(torch.autograd.Function):
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.clone()
         gradient[ctx.row] = 0
         return gradient, None

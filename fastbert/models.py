@@ -5,5 +5,5 @@ from transformers import PreTrainedModel
 from fastbert.families import CLASSES
 
 _MODELS = {kind.__name__: kind for kind in CLASSES.values() if issubclass(kind, PreTrainedModel)}
-__all__ = sorted(_MODELS)  # noqa: PLE0605
+__all__ = sorted(_MODELS)
 globals().update(_MODELS)

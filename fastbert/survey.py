@@ -28,6 +28,7 @@ _FACTS = {  # attributes by which a role decides, of leaves
     nn.Embedding: ("max_norm", "sparse", "scale_grad_by_freq", "padding_idx"),
     nn.LayerNorm: ("normalized_shape", "eps"),
     nn.Dropout: ("p",),
+    nn.CrossEntropyLoss: ("ignore_index", "reduction", "label_smoothing"),
     **dict.fromkeys(ELEMENTWISE, ("act", "approximate")),
 }
 

@@ -254,10 +254,14 @@ def linear(module: nn.Module) -> str | None:
     return _plain(module, nn.Linear) if type(module) is nn.Linear else _tokenwise(module)
 
 
-def read_norm(module: nn.Module) -> str | None:
-    """The role of a LayerNorm in the embeddings, where it cannot be called instead."""
-    why = norm(module)
-    return f"{type(module).__name__} must be called" if why == CALLED else why
+def read(role: Role) -> Role:
+    """The role of a part that is never called, for what is in it is read."""
+
+    def why(module: nn.Module) -> str | None:
+        found = role(module)
+        return f"{type(module).__name__} must be called" if found == CALLED else found
+
+    return why
 
 
 def norm(module: nn.Module) -> str | None:
@@ -275,6 +279,17 @@ def dropout(module: nn.Module) -> str | None:
 def dropout_rate(module: nn.Module) -> str | None:
     """The role of attention's dropout: transformers reads its `p` and never calls it."""
     return None if isinstance(getattr(module, "p", None), (float, int)) else "has no p"
+
+
+def mean_loss(module: nn.Module) -> str | None:
+    """The role of a cross-entropy that fastbert computes by itself."""
+    touch = _plain(module, nn.CrossEntropyLoss)
+    if touch is None and {name: getattr(module, name) for name in _LOSS} != _LOSS:
+        return "its arguments are changed"
+    return "hooked" if touch == CALLED else touch
+
+
+_LOSS = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
 
 
 def activation(module: nn.Module) -> str | None:

@@ -26,9 +26,9 @@ CLASSES: dict[type, type] = {}  # transformers' class: fastbert's of the same na
 
 
 def register(*fast: type) -> None:
-    """Let `patch` know fastbert's classes, each made from transformers' class of the same name."""
+    """Let `patch` know fastbert's classes, each made from transformers' class of the same name, its `_stock`."""
     for kind in fast:
-        original = next(base for base in kind.__mro__[1:] if base.__name__ == kind.__name__)
+        original = vars(kind)["_stock"]
         CLASSES[original] = kind
         touched.remember(original)
 

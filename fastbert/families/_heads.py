@@ -66,9 +66,7 @@ class QuestionAnswering(TokenHead):
         return cast(Tensor, self.qa_outputs(hidden_states))
 
     @can_return_tuple
-    def packed(
-        self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def packed(self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' arguments and outputs.
 
         Logits of padding are -1000: padding takes no share of the softmax. For a packed batch, logits are (1, T) and
@@ -104,17 +102,25 @@ class SequenceHead(HeadRole):
     parts: ClassVar[Parts] = {BASE: Whole(container(BaseModel))}
 
 
-class FirstTokenHead(SequenceHead):
-    """One that reads the first hidden state of each row, and so its padding where that comes first."""
+class ClassificationHead(Role):
+    """transformers' own; it takes hidden states, of which it reads each row's first."""
 
-    _reads: ClassVar[str] = "first"
+
+class FirstTokenHead(HeadRole):
+    """transformers' own head, of which a part reads each row's first hidden state: it gets no others, (B, 1, N)."""
+
+    parts: ClassVar[Parts] = {**SequenceHead.parts, "classifier": container(ClassificationHead)}
+
+    def _reads(self) -> str:
+        """Which hidden states: "first" or "all"."""
+        return "first"
 
     @classmethod
     def members(cls, stock: Any) -> dict[str, Any]:
         plain = _losses.honour_num_items(stock)
 
         def packed(self: Any, **kwargs: Any) -> Any:
-            return plain(self, _reads=self._reads, **kwargs)
+            return plain(self, _reads=self._reads(), **kwargs)
 
         return {"forward": _base.head_forward(stock, packed)}
 

@@ -45,7 +45,7 @@ class Embeddings(Role):
         "word_embeddings": touched.table,
         "position_embeddings": touched.unpadded_table,
         "token_type_embeddings": touched.unpadded_table,
-        "LayerNorm": touched.read_norm,
+        "LayerNorm": touched.read(touched.norm),
         "dropout": touched.dropout,
     }
     buffers_read: ClassVar[tuple[str, ...]] = ("position_ids", "token_type_ids")
@@ -79,13 +79,16 @@ class Embeddings(Role):
 
     def _limits(self, size: int, device: torch.device) -> _inputs.Limits:
         """What a batch may have; of inputs_embeds, vectors of this size."""
+        return self._limits_of(rows_of(self.token_type_embeddings), size, device)
+
+    def _limits_of(self, token_types: int | None, size: int, device: torch.device) -> _inputs.Limits:
         return _inputs.Limits(
             vocab_size=rows_of(self.word_embeddings),
-            type_vocab_size=rows_of(self.token_type_embeddings),
+            type_vocab_size=token_types,
             max_position_embeddings=rows_of(self.position_embeddings),
             hidden_size=size,
             device=device,
-            dtype=getattr(getattr(self.LayerNorm, "weight", None), "dtype", None),
+            dtype=getattr(getattr(getattr(self, "LayerNorm", None), "weight", None), "dtype", None),
         )
 
     def as_residual(self, hidden_TN: Tensor) -> Tensor:
@@ -120,6 +123,26 @@ def why_no_kernel(attention: Any) -> str | None:
     return None
 
 
+def attend(
+    attention: Any,
+    projections: tuple[nn.Module, nn.Module, nn.Module],
+    hidden_states: Tensor,
+    run: Run,
+    stream: int,
+    dropout: nn.Module,
+) -> Tensor:
+    """What a self-attention of these projections and this dropout makes of packed hidden states, side by side."""
+    return encoder.self_attention(
+        hidden_states,
+        *projections,
+        attention.attention_head_size,
+        run,
+        stream,
+        scale=attention.scaling,
+        dropout_p=cast(float, dropout.p) if attention.training else 0.0,
+    )
+
+
 class SelfAttention(Role):
     parts: ClassVar[Parts] = {
         "query": touched.linear,
@@ -135,17 +158,7 @@ class SelfAttention(Role):
         if run.mask is not None:
             padded_BLN = hidden_states.view(*run.packing.shape, -1)
             return stock_of(self).forward(self, padded_BLN, run.mask)[0].flatten(0, 1)
-        return encoder.self_attention(
-            hidden_states,
-            self.query,
-            self.key,
-            self.value,
-            self.attention_head_size,
-            run,
-            stream,
-            scale=self.scaling,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
+        return attend(self, (self.query, self.key, self.value), hidden_states, run, stream, self.dropout)
 
     def why_changed(self) -> str | None:
         """What transformers reads of this module and the kernels cannot have otherwise."""
@@ -247,8 +260,7 @@ class Layer(Role):
             return stock_of(self).forward(self, hidden_states, *args, **kwargs)
         attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
         inner, output = self.intermediate, self.output
-        modules = inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm
-        if not run.called.isdisjoint((inner, output)) or not encoder.fuses_feed_forward(*modules, run.called):
+        if not run.called.isdisjoint((inner, output)):
             return output(inner(attended, run=run), attended, run=run, stream=stream + 2, rows=rows)
         return encoder.feed_forward(
             attended,
@@ -279,6 +291,7 @@ class Encoder(Role):
     """All layers. Another family's says in `layers` which they are, and in `begin` and `finish` what is around them."""
 
     parts: ClassVar[Parts] = {"layer": Each(container(Layer))}
+    _replays: ClassVar[bool] = True  # a layer that runs again, for other rows, drops the same elements
 
     def _layers(self) -> Sequence[nn.Module]:
         """In the order in which they run; one that runs twice is there twice."""
@@ -292,7 +305,7 @@ class Encoder(Role):
         """What becomes of the embeddings before the first layer."""
         return hidden_TN
 
-    def _finish(self, hidden_TN: Tensor) -> Tensor:
+    def _finish(self, hidden_TN: Tensor, run: Run) -> Tensor:
         """What becomes of the last layer's output."""
         return hidden_TN
 
@@ -307,20 +320,17 @@ class Encoder(Role):
         run: Run | None = None,
         wanted: set[int] | None = None,
         rows: Tensor | None = None,
+        finish: Callable[[Tensor, Run], Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         if run is None:
             return stock_of(self).forward(self, hidden_states, *args, **kwargs)
         last, hidden, before = encoder.run_layers(
-            self._begin(hidden_states), self._layers(), run, wanted or set(), rows, self._finish
+            self._begin(hidden_states), self._layers(), run, wanted or set(), rows, finish or self._finish
         )
         return Encoded(
             last_hidden_state=last, hidden_states=cast(Any, hidden), last_layer_input=None if rows is None else before
         )
-
-    def _last_layer(self, before_TN: Tensor, run: Run) -> Callable[[], Tensor]:
-        """The last hidden states of all tokens, (T, N), computed later."""
-        return encoder.last_layer(before_TN, self._layers(), run, self._finish)
 
 
 class Pooler(Role):

@@ -131,9 +131,18 @@ class LMHead(TokenHead):
         """The module of role PredictionHead."""
         return self.cls.predictions
 
-    def _words(self, hidden_states: Tensor, **options: Any) -> Tensor:
-        """The prediction head, see `PredictionHead.forward`."""
-        return cast(Tensor, self._head()(hidden_states, **options))
+    def _words(
+        self,
+        hidden_states: Tensor,
+        *,
+        called: Set[nn.Module] | None = None,
+        labels: Tensor | None = None,
+        num_items: Tensor | int | None = None,
+    ) -> Tensor:
+        """As `PredictionHead.forward`."""
+        if called is None:
+            return cast(Tensor, self._head()(hidden_states))
+        return cast(Tensor, self._head()(hidden_states, called=called, labels=labels, num_items=num_items))
 
     def _word_modules(self) -> tuple[nn.Module, ...]:
         """All that `_words` calls."""
@@ -204,6 +213,35 @@ class LMHead(TokenHead):
         kind = kinds._deferring if isinstance(logits, _deferred.Deferred) else kinds._output
         states = {"hidden_states": output.hidden_states, "attentions": output.attentions}
         return kind(loss=loss, **{name: logits}, **states, **fields)
+
+
+class OwnWords(LMHead):
+    """Where the prediction head is not one module, but some of the model's own parts."""
+
+    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
+        """What meets the vocabulary."""
+        raise NotImplementedError
+
+    def _decoder(self) -> nn.Module:
+        """The product with the vocabulary."""
+        raise NotImplementedError
+
+    def _words(
+        self,
+        hidden_states: Tensor,
+        *,
+        called: Set[nn.Module] | None = None,
+        labels: Tensor | None = None,
+        num_items: Tensor | int | None = None,
+    ) -> Tensor:
+        called = frozenset(self._word_modules()) if called is None else called
+        return predict(self._transformed(hidden_states, called), self._decoder(), called, labels, num_items)
+
+    def fusions(self) -> Fusions:
+        return [
+            ("MLM head: labelled rows only", encoder.why_called(self._decoder(), touched.linear)),
+            *super().fusions(),
+        ]
 
 
 class MaskedLM(LMHead):
@@ -310,9 +348,7 @@ class PreTraining(LMHead):
         num_sequences = kwargs.pop("num_sequences_in_batch", None)
         pair_label = kwargs.pop(self._pair_label, None)
         both = labels is not None and pair_label is not None
-        output, states = self._encode(
-            self._token_labels(labels if both else None, max_labels, label_rows), **kwargs
-        )
+        output, states = self._encode(self._token_labels(labels if both else None, max_labels, label_rows), **kwargs)
         loss, logits = self._lm(states, output.last_hidden_state, labels if both else None, num_items)
         of_pair = self._of_pair(output.pooler_output)
         if labels is not None and pair_label is not None:

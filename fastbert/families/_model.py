@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils.generic import ModelOutput
 
-from fastbert import functional
+from fastbert import encoder, functional
 from fastbert.encoder import Run
 from fastbert.families import _base, _inputs
 from fastbert.families._family import ModelRole, stock_of
@@ -69,6 +69,14 @@ class BaseModel(ModelRole):
     def _project(self, embedded_TN: Tensor) -> Tensor:
         """To the hidden size."""
         return embedded_TN
+
+    def _finish(self, hidden_TN: Tensor, run: Run) -> Tensor:
+        """What becomes of the last layer's output."""
+        return cast(Tensor, self._stack()._finish(hidden_TN, run))
+
+    def _finishers(self) -> tuple[nn.Module, ...]:
+        """The modules that `_finish` reads."""
+        return cast("tuple[nn.Module, ...]", self._stack()._finishers())
 
     def _pool(self, first_BN: Tensor) -> Tensor | None:
         """Of each sequence's first token; None without a pooler."""
@@ -128,7 +136,7 @@ class BaseModel(ModelRole):
             elif inputs.pads_first and (reads == "first" or self._reads_first() is not None):
                 who = "the pooler" if reads is None else "the head"
                 reason = f"{who} reads each row's first token, and one is padding"
-            elif reads == "all" and inputs.packing.indices is not None:
+            elif reads == "all" and (inputs.packing.indices is not None or cu_seqlens is not None):
                 reason = "the head reads padding"
         if inputs is None or reason is not None:
             if forced is None:
@@ -161,7 +169,7 @@ class BaseModel(ModelRole):
         if inputs.padding_mask is not None:
             like_BLN = embedded_TN.view(*packing.shape, -1)
             run = run._replace(mask=self._attention_mask(inputs.padding_mask, like_BLN))
-        encoded = stack(embedded_TN, run=run, wanted=wanted, rows=rows)
+        encoded = stack(embedded_TN, run=run, wanted=wanted, rows=rows, finish=self._finish)
         hidden_TN = encoded.last_hidden_state
         pooled = None
         if self._reads_first() is not None:
@@ -191,9 +199,7 @@ class BaseModel(ModelRole):
         if make is not None:
             return make(padding_mask, None, like_BLN, None, None)[0]
         module = sys.modules[stock_of(self).__module__]
-        return module.create_bidirectional_mask(
-            config=self.config, inputs_embeds=like_BLN, attention_mask=padding_mask
-        )
+        return module.create_bidirectional_mask(config=self.config, inputs_embeds=like_BLN, attention_mask=padding_mask)
 
     def _rows_read(self, inputs: _inputs.Inputs, selection: Any, reads: str | None) -> Tensor | None:
         """The tokens whose last hidden state somebody reads: the first of each sequence, those with a label.
@@ -223,6 +229,8 @@ class BaseModel(ModelRole):
             return "output_hidden_states"
         if len(layers) == 0:
             return "there is no layer"
+        if not stack._replays and _base.surveyed(cast(Any, self)).drops():
+            return "a layer that normalises first draws its dropout masks as it runs"
         last, survey = f"{self._stack_path}.{stack._last_path()}", _base.surveyed(cast(Any, self))
         if any(path == last or path.startswith(f"{last}.") for path in survey.hooked):
             return "the last layer is hooked"
@@ -236,9 +244,9 @@ class BaseModel(ModelRole):
             labelled_MN = None if labelled is None else hidden_TN.index_select(0, labelled.rows)
             return PackedHidden(lambda: hidden_TN, inputs.packing, labelled, labelled_MN)
         stack = self._stack()
-        all_TN = stack._last_layer(cast(Tensor, encoded.last_layer_input), run)
+        all_TN = encoder.last_layer(cast(Tensor, encoded.last_layer_input), stack._layers(), run, self._finish)
         labelled_MN = hidden_TN[rows.shape[0] - labelled.rows.shape[0] :]
-        later = (*_base.surveyed(cast(Any, self)).inside(stack._layers()[-1]), *stack._finishers())
+        later = (*_base.surveyed(cast(Any, self)).inside(stack._layers()[-1]), *self._finishers())
         return PackedHidden(all_TN, inputs.packing, labelled, labelled_MN, later)
 
     def _why_not_packed(self, attention_mask: Any, kwargs: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""ERNIE (Sun et al. 2019 and 2020, https://arxiv.org/abs/1907.12412): BERT, with a table of task types where it uses it."""
+"""ERNIE 2.0 (Sun et al. 2019, https://arxiv.org/abs/1907.12412): BERT, and perhaps a table of task types."""
 
 import dataclasses
 from typing import Any, ClassVar

@@ -65,6 +65,7 @@ ROLES: dict[str, type[Role]] = {
     "Embeddings": Embeddings,
     "Model": BaseModel,
     "LMHead": LMHead,
+    "ClassificationHead": _heads.ClassificationHead,
     "ForMaskedLM": MaskedLM,
     "ForCausalLM": CausalLM,
     "ForSequenceClassification": _heads.FirstTokenHead,

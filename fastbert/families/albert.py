@@ -1,0 +1,188 @@
+"""ALBERT (Lan et al. 2019, https://arxiv.org/abs/1909.11942): layers that run many times, narrow embeddings.
+
+Each run of a layer has dropout masks of its own; the gradients of its weights add up.
+"""
+
+from collections.abc import Sequence, Set
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.albert import modeling_albert as stock
+
+from fastbert import encoder, touched
+from fastbert.encoder import Run
+from fastbert.families import _heads, _layers, _lm_heads, _model
+from fastbert.families._family import Role, family, named, stock_of
+from fastbert.families._layers import Fusions, Products, product
+from fastbert.touched import Each, Parts, container
+
+
+class Attention(Role):
+    parts: ClassVar[Parts] = {
+        "query": touched.linear,
+        "key": touched.linear,
+        "value": touched.linear,
+        "attention_dropout": touched.dropout_rate,
+        "dense": touched.linear,
+        "output_dropout": touched.dropout,
+        "LayerNorm": touched.norm,
+    }
+    facts = ("is_causal", "attention_head_size")
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if run is None:
+            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
+        projections = self.query, self.key, self.value
+        context = _layers.attend(self, projections, hidden_states, run, stream, self.attention_dropout)
+        if rows is not None:
+            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
+        return encoder.project_and_add(
+            context, self.dense, self.output_dropout, self.LayerNorm, hidden_states, run, stream + 1, rows
+        )
+
+    def why_changed(self) -> str | None:
+        return _layers.why_no_kernel(self)
+
+    def fusions(self) -> Fusions:
+        norm = encoder.why_called(self.LayerNorm, touched.norm)
+        return [("packed attention", self.why_changed()), ("bias + dropout + residual + LayerNorm", norm)]
+
+    def products(self) -> Products:
+        return [(K, 3 * N, form) for K, N, form in product(self.query)] + product(self.dense)
+
+
+class Layer(Role):
+    parts: ClassVar[Parts] = {
+        "attention": container(Attention),
+        "ffn": touched.linear,
+        "activation": touched.activation,
+        "ffn_output": touched.linear,
+        "full_layer_layer_norm": touched.norm,
+    }
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
+        if run is None:
+            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
+        attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
+        return encoder.feed_forward(  # without a dropout, though it has one: transformers never calls it
+            attended,
+            self.ffn,
+            self.activation,
+            self.ffn_output,
+            None,
+            self.full_layer_layer_norm,
+            run,
+            stream + 2,
+            rows,
+        )
+
+    def fusions(self) -> Fusions:
+        why = encoder.why_not_feed_forward(self.ffn, self.activation, self.ffn_output, self.full_layer_layer_norm)
+        return [("feed-forward in one operator, its GELU not kept", why)]
+
+    def products(self) -> Products:
+        return product(self.ffn, self.activation) + product(self.ffn_output)
+
+
+class LayerGroup(Role):
+    parts: ClassVar[Parts] = {"albert_layers": Each(container(Layer))}
+
+
+class Encoder(_layers.Encoder):
+    parts: ClassVar[Parts] = {
+        "embedding_hidden_mapping_in": touched.linear,
+        "albert_layer_groups": Each(container(LayerGroup)),
+    }
+
+    def _layers(self) -> Sequence[nn.Module]:
+        layers, groups = self.config.num_hidden_layers, self.config.num_hidden_groups
+        of_runs = [self.albert_layer_groups[int(i / (layers / groups))] for i in range(layers)]
+        return [layer for group in of_runs for layer in group.albert_layers]
+
+    def _last_path(self) -> str:
+        groups = len(self.albert_layer_groups)
+        return f"albert_layer_groups.{groups - 1}.albert_layers.{len(self.albert_layer_groups[-1].albert_layers) - 1}"
+
+    def _begin(self, hidden_TN: Tensor) -> Tensor:
+        return cast(Tensor, self.embedding_hidden_mapping_in(hidden_TN))
+
+
+class BaseModel(_model.BaseModel):
+    parts: ClassVar[Parts] = {"embeddings": container(_layers.Embeddings), "encoder": container(Encoder)}
+    _output = BaseModelOutputWithPooling
+
+    def _pool(self, first_BN: Tensor) -> Tensor | None:
+        return None if self.pooler is None else self.pooler_activation(self.pooler(first_BN))
+
+
+class MLMHead(_lm_heads.PredictionHead):
+    parts: ClassVar[Parts] = {
+        "dense": touched.linear,
+        "activation": touched.activation,
+        "LayerNorm": touched.norm,
+        "decoder": touched.linear,
+    }
+
+    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
+        return _lm_heads.transform(hidden_states, self.dense, self.activation, self.LayerNorm, called)
+
+    def fusions(self) -> Fusions:
+        gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.activation))
+        return [gelu, *super().fusions()]
+
+    def products(self) -> Products:
+        return product(self.dense, self.activation)
+
+
+class _Words(_lm_heads.LMHead):
+    parts: ClassVar[Parts] = {**_heads.TokenHead.parts, "predictions": container(MLMHead)}
+
+    def _head(self) -> Any:
+        return self.predictions
+
+
+class MaskedLM(_Words, _lm_heads.MaskedLM):
+    """Masked language model."""
+
+
+class PreTraining(_Words, _lm_heads.PreTraining):
+    """Masked LM, and the order of two sentences."""
+
+    _pair_label, _pair_logits = "sentence_order_label", "sop_logits"
+
+    def _of_pair(self, pooled: Tensor) -> Tensor:
+        return cast(Tensor, self.sop_classifier(pooled))
+
+
+ROLES: dict[str, type[Role]] = {
+    "Embeddings": _layers.Embeddings,
+    "Attention": Attention,
+    "Layer": Layer,
+    "LayerGroup": LayerGroup,
+    "Transformer": Encoder,
+    "Model": BaseModel,
+    "MLMHead": MLMHead,
+    "ForMaskedLM": MaskedLM,
+    "ForPreTraining": PreTraining,
+    **{name: role for name, role in _heads.HEADS.items() if name != "ForNextSentencePrediction"},
+}
+
+globals().update(family(stock, named("Albert", ROLES)))
