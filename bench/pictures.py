@@ -46,7 +46,8 @@ from fastbert.training.style import (
     SLATE,
     STYLE,
     VIOLET,
-    save,
+    darkened,
+    svg,
 )
 
 WIDTH = 620  # points, 827 pixels of a page: a README's column
@@ -73,8 +74,9 @@ def draw(run: Run, folder: Path) -> dict[str, str]:
     with rc_context(STYLE):
         for name, figure in figures(run).items():
             folder.mkdir(parents=True, exist_ok=True)
-            for dark in (False, True):
-                save(figure, folder / f"{name}{DARK if dark else ''}.svg", dark=dark)
+            light = svg(figure)
+            (folder / f"{name}.svg").write_text(light)
+            (folder / f"{name}{DARK}.svg").write_text(darkened(light))
             shown[name] = figure.get_label()
     kept = {f"{name}{variant}.svg" for name in shown for variant in ("", DARK)}
     for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:

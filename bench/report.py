@@ -75,7 +75,7 @@ def headline_section(runs: dict[Path, Run], base: Path) -> str:
         gains = [_gain(Gain.of(row, OURS, name)) if name else "" for name in others]
         lines.append([MODELS[row.case["model"]], f"{row.case['step']}, {describe(row)}", *rates, *gains])
     header = ["model", "what", "transformers SDPA", "compiled", "fastbert", "against SDPA", "against compiled"]
-    shows = picture("How many times as fast as transformers with SDPA", f"{link}/headline")
+    shows = picture(f"How many times as fast as transformers with SDPA, on {run.name}", f"{link}/headline")
     words = ["Tokens a second, padding not counted; in brackets what the spreads allow.", losses(telling(run))]
     return f"{shows}\n{_table(header, lines)}\n{' '.join(filter(None, words))} {origin(run, link)}\n"
 

@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice, pairwise
+from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastbert.errors import InputError, require
 from fastbert.training.files import LOG, RUN
 from fastbert.training.style import BLUE, BROWN, GREEN, GREY, INK, ORANGE, PAPER, PINK, SLATE, STYLE, VIOLET, save
 
+_LETTERS = 120  # that a line of the legend has room for
 _COLOURS = (BLUE, ORANGE, GREEN, VIOLET, PINK, BROWN, SLATE)
 _SMOOTHED = 20  # points that a phase is worth once it is smoothed
 _NAMED = 0.15  # of an axis: a phase that is shorter has no room for its name, unless it is the last
@@ -108,10 +110,7 @@ def plot(runs: Sequence[Path], target: Path) -> None:
     require("matplotlib", to="draw curves")
     from matplotlib import rc_context
 
-    names = [_folder(run).name for run in runs]
-    names = names if len({*names}) == len(names) else [str(run) for run in runs]
-    colours = islice(cycle(_COLOURS), len(runs))
-    read = [_read(*it) for it in zip(runs, names, colours, strict=True)]
+    read = [_read(*it) for it in zip(runs, _names(runs), cycle(_COLOURS), strict=False)]
     with rc_context(STYLE):
         figure = draw(read)
         try:
@@ -122,6 +121,15 @@ def plot(runs: Sequence[Path], target: Path) -> None:
 
 def _folder(run: Path) -> Path:
     return run.resolve() if run.is_dir() else run.resolve().parent
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """As short as tells them apart."""
+    folders = [_folder(run) for run in runs]
+    if len({*folders}) == 1:
+        return [folder.name for folder in folders]
+    common = os.path.commonpath(folders)
+    return [str(folder.relative_to(common)) for folder in folders]
 
 
 def _read(run: Path, name: str, colour: str) -> _Run:
@@ -165,12 +173,13 @@ def draw(runs: Sequence[_Run]) -> Any:
     for axis in list(axes.flat)[max(0, len(panels) - 2) : len(panels)]:
         axis.set_xlabel("optimiser step")
         axis.tick_params(labelbottom=True)
-    several = [Line2D([], [], color=run.colour, label=run.name, **_look()) for run in runs] if len(runs) > 1 else []
-    ways = [("smoothed", {}), ("as logged", {"raw": True})] if smoothed else []
-    ways += [("held out", {"held_out": True})] if held_out else []
-    handles = several + [Line2D([], [], color=INK, label=name, **_look(**way)) for name, way in ways]
+    entries = [(run.name, run.colour, _look()) for run in runs] if len(runs) > 1 else []
+    entries += [("smoothed", INK, _look()), ("as logged", INK, _look(raw=True))] if smoothed else []
+    entries += [("held out", INK, _look(held_out=True))] if held_out else []
+    handles = [Line2D([], [], label=name, color=colour, **look) for name, colour, look in entries]
     title = runs[0].name if len(runs) == 1 else ""
-    place: dict[str, Any] = {"loc": "outside upper left", "ncols": 6, "alignment": "left"}
+    columns = max(1, _LETTERS // (8 + max((len(name) for name, *_ in entries), default=0)))
+    place: dict[str, Any] = {"loc": "outside upper left", "ncols": min(6, columns), "alignment": "left"}
     figure.legend(handles=handles, title=title, title_fontproperties={"weight": "bold", "size": 12}, **place)
     return figure
 

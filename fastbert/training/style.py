@@ -1,8 +1,8 @@
-"""How fastbert's pictures look: one drawing, saved for light and for dark pages.
+"""How fastbert's pictures look: one drawing, for light and for dark pages.
 
 An SVG's texts stay texts, in the fonts of the reader's system. The drawing is laid out in DejaVu Sans, which matplotlib
 carries and which is wider than any of those: so the same figure has the same bytes everywhere, and no text needs more
-room than it was given. Colours are drawn as on a light page; the dark one's take their places when it is saved.
+room than it was given. Colours are drawn as on a light page; for a dark one others take their places.
 """
 
 import io
@@ -61,17 +61,24 @@ STYLE: Any = {
 }
 
 
-def save(figure: Any, path: Path, *, dark: bool = False) -> None:
-    """As an SVG where the name ends so, else in the format that it ends in, which is always for a light page.
+def save(figure: Any, path: Path) -> None:
+    """As an SVG where the name ends so, else in the format that it ends in.
 
     Raises:
         OSError, ValueError: if it cannot be written, or nobody knows the format.
     """
-    if path.suffix.lower() != ".svg":
+    if path.suffix.lower() == ".svg":
+        path.write_text(svg(figure), encoding="utf-8")
+    else:
         figure.savefig(path)
-        return
+
+
+def svg(figure: Any) -> str:
     figure.savefig(file := io.StringIO(), format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue().replace("'DejaVu Sans'", _FONTS)
-    if dark:
-        text = re.sub("#[0-9a-f]{6}", lambda colour: _DARK.get(colour[0], colour[0]), text)
-    path.write_text("".join(f"{line.rstrip()}\n" for line in text.splitlines()), encoding="utf-8")
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def darkened(text: str) -> str:
+    """An SVG for dark pages."""
+    return re.sub("#[0-9a-f]{6}", lambda colour: _DARK.get(colour[0], colour[0]), text)
