@@ -1,6 +1,7 @@
 """This machine's ceilings: a copy, plain matrix products, also at BERT's own shapes, and what a launch costs.
 
-Every other bench is quoted as a share of these, measured in the same run (PyTorch: a copy, cuBLAS or oneDNN).
+Every other bench is quoted as a share of these, measured in the same run (PyTorch: a copy, cuBLAS or oneDNN), before,
+between and after the others (`bench/ceilings.py`).
 """
 
 from itertools import product
@@ -79,9 +80,12 @@ CASES = {
 
 
 def test_roof(case: dict[str, Any], bench: Bench) -> None:
-    make = {"copy": _ready_copy, "product": _ready_product, "launch": _ready_launch}[case["what"]]
     ready, work = make(case, bench.device)
     bench.steps("roof", case, {"PyTorch": lambda: ready}, work)
+
+
+def make(case: dict[str, Any], device: str) -> tuple[Ready, Work]:
+    return {"copy": _ready_copy, "product": _ready_product, "launch": _ready_launch}[case["what"]](case, device)
 
 
 def _ready_copy(case: dict[str, Any], device: str) -> tuple[Ready, Work]:

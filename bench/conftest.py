@@ -19,6 +19,7 @@ from pytest_benchmark.utils import load_timer
 
 from bench import clock
 from bench.attempts import TIME_OVER, Attempts, end_process
+from bench.ceilings import Ceilings
 from bench.harness import Bench, replay
 from bench.record import BEGUN, FINISHED, LOST, Recorder, Run
 from bench.table import terminal_table
@@ -62,12 +63,16 @@ def pytest_configure(config: pytest.Config) -> None:
     command = ["pytest", *(str(argument) for argument in config.invocation_params.args)]
     path = Path(config.getoption("--results"))
     goes_on = config.getoption("--resume") and path.exists()
-    config.stash[_RECORDER] = Recorder(Run.read(path) if goes_on else Run.here(device, command), path)
-    config.stash[_BUDGET] = clock.Budget(config.getoption("--budget"), time.monotonic)
+    config.stash[_RECORDER] = recorder = Recorder(Run.read(path) if goes_on else Run.here(device, command), path)
+    config.stash[_BUDGET] = budget = clock.Budget(config.getoption("--budget"), time.monotonic)
+    options: Any = {"only_last": config.getoption("--smallest"), "now": time.monotonic}
+    options["timer"] = load_timer(config.getoption("benchmark_timer")).target
+    config.stash[_CEILINGS] = Ceilings(recorder, device=device, budget=budget, **options)
 
 
 _RECORDER = pytest.StashKey[Recorder]()
 _BUDGET = pytest.StashKey[clock.Budget]()
+_CEILINGS = pytest.StashKey[Ceilings]()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -158,6 +163,12 @@ def _bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture | None) -
         recorder.mark(node.nodeid, None if attempts.over else FINISHED)
     if device == "cuda":
         torch.cuda.empty_cache()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if ceilings := item.config.stash.get(_CEILINGS, None):
+        ceilings.again(last=nextitem is None)
 
 
 def _end(config: pytest.Config) -> NoReturn:

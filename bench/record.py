@@ -208,7 +208,9 @@ class Recorder:
 
 
 class Roof:
-    """A run's measured ceilings."""
+    """A run's measured ceilings. What was faster than one shows that it was measured too low, and is the ceiling."""
+
+    EXCEEDED = "faster than its ceiling as measured: the fastest way that was measured counts as 100 %."
 
     def __init__(self, run: Run) -> None:
         rows = [row for row in run.find("roof") if row.timings]
@@ -227,7 +229,20 @@ class Roof:
         return self._rates.get("bfloat16" if dtype == "autocast" else dtype)
 
     def seconds(self, row: Row) -> float | None:
-        """The least time that a row's work takes by these ceilings, None where one is missing.
+        """The least time that a row's work takes: by these ceilings, or as long as its fastest provider took.
+
+        None where a ceiling is missing.
+        """
+        bound = self._bound(row)
+        return None if bound is None else min([bound, *(timing.median for timing in row.timings.values())])
+
+    def exceeded(self, row: Row) -> bool:
+        """Whether a provider was faster than the ceilings allow."""
+        bound, seconds = self._bound(row), self.seconds(row)
+        return bound is not None and seconds is not None and seconds < bound
+
+    def _bound(self, row: Row) -> float | None:
+        """By the ceilings alone.
 
         By memory: its bytes at the speed of a copy. By arithmetic: its matrix products, each at the time it was
         measured at alone; where one was not, and for all other arithmetic, FLOPs at the speed of the fastest product.
@@ -254,6 +269,11 @@ class Roof:
         """Of the ceiling: 1 is what this machine was seen to reach."""
         seconds = self.seconds(row)
         return None if seconds is None else seconds / row.timings[provider].median
+
+    def percent(self, row: Row, provider: str) -> str:
+        """The share for people, with a star where the ceiling was exceeded; nothing where there is none."""
+        share = self.share(row, provider)
+        return "" if share is None else f"{share:.0%}{'*' if self.exceeded(row) else ''}"
 
     def utilisation(self, row: Row, provider: str) -> float | None:
         """Useful FLOP/s of a model over those of the fastest product: MFU against what was measured."""

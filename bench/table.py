@@ -32,7 +32,7 @@ def terminal_table(run: Run) -> str:
             continue
         name = OURS if OURS in row.timings else next(iter(row.timings))
         timing = row.timings[name]
-        share = roof.share(row, name) if row.bench != "roof" else None
+        share = roof.percent(row, name) if row.bench != "roof" else ""
         rivals = [other for other in row.timings if not other.startswith((OURS, "reference"))] if name == OURS else []
         best = min(rivals, key=lambda other: row.timings[other].median, default=None)
         lines.append(
@@ -41,14 +41,13 @@ def terminal_table(run: Run) -> str:
                 duration(timing.median),
                 f"{duration(timing.low)} - {duration(timing.high)}",
                 rate(row, name),
-                "" if share is None else f"{share:.0%}",
+                share,
                 "" if best is None else f"{speedup(row, best):.2f} x {best}",
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*table, *([f"* {Roof.EXCEEDED}"] if any(map(roof.exceeded, run.rows)) else [])])
 
 
 def beside(run: Run, bench: str) -> list[str]:

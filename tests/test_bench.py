@@ -297,8 +297,11 @@ def test_measuring_writes_our_file_and_pytest_benchmarks(tmp_path: Path) -> None
     assert len(benchmarks) == 2
     for it in run.find("roof"):
         (measured,) = [b for name, b in benchmarks.items() if it.case["what"] in name]
-        assert measured["stats"]["median"] == pytest.approx(it.timings["PyTorch"].median, abs=1e-12)
-        assert measured["stats"]["rounds"] == it.timings["PyTorch"].rounds
+        if it.case["what"] == "launch":
+            assert measured["stats"]["median"] == pytest.approx(it.timings["PyTorch"].median, abs=1e-12)
+            assert measured["stats"]["rounds"] == it.timings["PyTorch"].rounds
+        else:  # measured once more, and the best counts
+            assert it.timings["PyTorch"].median <= measured["stats"]["median"] + 1e-12
     assert f"{len(run.rows)} rows in {ours}" in output
     assert output.index("test_roof") < output.index("roof copy")  # our table comes last
 

@@ -68,6 +68,17 @@ def test_the_roof_is_the_larger_of_memory_and_arithmetic() -> None:
     assert speedup(it, "absent") is None
 
 
+def test_what_is_faster_than_its_ceiling_is_the_ceiling() -> None:
+    roof = Roof(run_of(ROOF))
+    within, beyond = (row("a", {"dtype": "bfloat16"}, Work(bytes=300), fastbert=s, rival=6.0) for s in (4.0, 1.5))
+    assert [roof.percent(within, name) for name in (OURS, "rival")] == ["75%", "50%"]
+    assert [roof.percent(beyond, name) for name in (OURS, "rival")] == ["100%*", "25%*"]
+    assert [roof.exceeded(it) for it in (within, beyond)] == [False, True]
+    assert roof.percent(row("a", {"dtype": "float32"}, Work(flops=1), fastbert=1.0), OURS) == ""
+    assert terminal_table(run_of([*ROOF, beyond])).splitlines()[-1] == f"* {Roof.EXCEEDED}"
+    assert "*" not in terminal_table(run_of([*ROOF, within]))
+
+
 @pytest.mark.parametrize(
     ("work", "text"),
     [

@@ -15,7 +15,7 @@ def plot(
         Path | None, typer.Option("--output", "-o", help="The picture. [default: curves.png in the first run]")
     ] = None,
 ) -> None:
-    """Losses, accuracies, learning rate and speed of runs, as a PNG."""
+    """Losses, accuracies, learning rate and speed of runs, as a PNG, or as an SVG where --output ends in .svg."""
     from fastbert.training.plot import plot as draw
 
     target = output if output is not None else runs[0] / "curves.png"

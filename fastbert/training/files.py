@@ -1,0 +1,4 @@
+"""Names in a run's folder."""
+
+LOG = "log.jsonl"
+RUN = "run.json"
