@@ -212,7 +212,7 @@ def _asked(value: Any) -> Any:
 
 
 def deferring(kind: type[ModelOutput]) -> type[ModelOutput]:
-    """An output class of transformers', for logits that are computed when they are read. Pickled it is transformers'."""
+    """transformers' output class, for logits that are computed when they are read. Pickled it is transformers'."""
 
     def reduce(self: Any) -> Any:
         return kind, tuple(self.get(field.name) for field in dataclasses.fields(self))

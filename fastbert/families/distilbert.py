@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT by other names, without token types and pooler."""
+"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT by other names, no token types, no pooler."""
 
 from collections.abc import Set
 from typing import Any, ClassVar, cast
