@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -200,18 +201,19 @@ def _survey_when_traced(module: nn.Module) -> bool:
     return True
 
 
-def why_transformers(config: PretrainedConfig, eager_attention: Callable[..., Any]) -> str | None:
+def why_transformers(config: PretrainedConfig, home: str) -> str | None:
     """Why a call falls back for what is outside of its model, or None.
 
-    eager_attention: the family's own, as it is now.
+    home: the name of transformers' module of the family.
     """
     if torch.compiler.is_compiling():
         return cast("str | None", _why_transformed_when_traced())
     name = config._attn_implementation
+    eager_attention = sys.modules[home].eager_attention_forward
     attention = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS.get(name)
     if attention is not None and "/" not in name and not touched.is_of(attention, "transformers"):
         return f"an attention of one's own: {name}"
-    return _why_transformed() or touched.why_all_touched()
+    return _why_transformed() or touched.why_all_touched(home)
 
 
 def _why_transformed() -> str | None:
@@ -266,7 +268,7 @@ def head_forward(stock: type[PreTrainedModel], packed: Callable[..., Any]) -> Ca
     plain = _losses.honour_num_items(stock)
 
     def forward(self: PreTrainedModel, **kwargs: Any) -> Any:
-        reason = survey(self).first() or touched.why_all_touched()
+        reason = survey(self).first() or touched.why_all_touched(stock.__module__)
         if reason is None:
             return packed(self, **kwargs)
         return _as_transformers(self, reason, plain, (), kwargs)
