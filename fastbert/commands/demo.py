@@ -58,7 +58,7 @@ def demo(
     if query:
         return
     console.print()
-    batches = demo.sample(tokens, every=8 if target.type == "cpu" else 1)  # ten seconds on two cores
+    batches = demo.sample(tokens, every=4 if target.type == "cpu" else 1)  # ten seconds on two cores
     texts = 2 * (1 + demo.TURNS) * sum(map(len, batches))
     with progress("comparing with transformers", texts, "fables") as advance:
         compared = demo.compare(fast, stock, tokens, batches, progress=advance)
