@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastbert.commands.demo import demo
 from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, Model, torch_device, torch_dtype
 from fastbert.commands.plot import plot
 from fastbert.commands.prepare import prepare
@@ -34,7 +35,6 @@ from fastbert.terminal import note, progress
 if TYPE_CHECKING:
     import torch
 
-    from fastbert.demo import Comparison
     from fastbert.inference import Tokens
     from fastbert.verify import Verification
 
@@ -225,70 +225,7 @@ app.command("warm-up")(warm_up)
 app.command()(prepare)
 app.command()(pretrain)
 app.command()(plot)
-
-
-@app.command("demo")
-def demo_command(
-    model: Annotated[
-        str | None, typer.Option(help="A sentence encoder. [default: all-MiniLM-L6-v2 from its package]")
-    ] = None,
-    dtype: DtypeOption = Dtype.fp32,
-    device: DeviceOption = None,
-) -> None:
-    """Search a hundred fables by meaning, and compare vectors and times with transformers."""
-    import copy
-
-    from transformers import AutoModel
-
-    from fastbert import demo
-    from fastbert.inference import Embedder, load_model, load_tokenizer
-    from fastbert.patching import patch
-
-    target = torch_device(device)
-    name = str(demo.find_model()) if model is None else model
-    stock = load_model(AutoModel, name).to(target, torch_dtype(dtype))  # type: ignore[arg-type]
-    fast = Embedder(patch(copy.deepcopy(stock)), load_tokenizer(name), normalize=True)
-    console = Console()
-    console.print(
-        Text(f"{'all-MiniLM-L6-v2' if model is None else model} on {_where(target)}, {dtype.value}", style="bold")
-    )
-    fables = demo.load_fables()
-    tokens = fast.tokenize([fable.text for fable in fables])
-    with progress("embedding", len(fables), "fables") as advance:
-        vectors = fast.encode(tokens, advance)
-    for answer in demo.search(fast, fables, vectors):
-        console.print(Text(f'\n"{answer.query}"', style="italic"))
-        for title, score in answer.hits:
-            console.print(Text(f"  {score:.2f}  {title}"), highlight=False)
-    with progress("comparing", None, "fables") as advance:
-        compared = demo.compare(fast, stock, tokens, progress=advance)
-    _print_comparison(console, compared)
-
-
-def _print_comparison(console: Console, compared: "Comparison") -> None:
-    table = Table("", "time", "tokens/s", "computed per text", box=box.SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, seconds, slots in (
-        ("transformers, padded", compared.stock_seconds, compared.slots),
-        ("fastbert, packed", compared.fast_seconds, compared.tokens),
-    ):
-        table.add_row(
-            name,
-            f"{1000 * seconds:,.0f} ms",
-            f"{compared.tokens / seconds:,.0f}",
-            f"{slots / compared.sequences:.0f} tokens",
-        )
-    console.print(table)
-    removed = 1 - compared.tokens / compared.slots
-    console.print(
-        f"{compared.stock_seconds / compared.fast_seconds:.2f} times as fast as transformers (SDPA): the same batches"
-        f" of 32 fables, sorted by length; medians of {compared.rounds} turns. {removed:.0%} of what transformers"
-        " computes is padding, which fastbert leaves out.",
-        f"Vectors: largest difference {compared.difference:.1e}, smallest cosine {compared.cosine:.7f}.",
-        sep="\n",
-        highlight=False,
-    )
+app.command()(demo)
 
 
 def _print_verification(found: "Verification", name: str, material: str, dtype: str, tolerance: float | None) -> None:

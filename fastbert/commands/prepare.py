@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastbert.errors import InputError
+from fastbert.errors import InputError, require_posix
 from fastbert.terminal import note, progress
 
 _MANY_UNKNOWN = 0.05
@@ -61,6 +61,7 @@ def prepare(
 
     Killed at any moment, the same command completes it. The result is the same for any number of processes and shards.
     """
+    require_posix(to="prepare text")
     from fastbert.data import prepare as data
     from fastbert.data.readers import Reader
     from fastbert.data.vocabulary import checksum, load_tokenizer

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fastbert.families import CLASSES, FAMILIES
 
-_STUB = '"""Written by `python -m fastbert.families --stub`: fastbert\'s classes have transformers\' own interfaces."""\n'
+_STUB = '"""Written by `python -m fastbert.families --stub`: the interfaces are transformers\' own."""\n'
 
 
 def models() -> dict[str, list[str]]:
