@@ -72,7 +72,7 @@ def is_one_line(stderr: str) -> bool:
 
 
 def test_python_m_works_in_a_process_of_its_own(checkpoint: str, texts: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fastbert.cli", "embed", checkpoint, str(texts), "-o", str(tmp_path / "v.npy")]
+    command = [sys.executable, "-m", "fastbert", "embed", checkpoint, str(texts), "-o", str(tmp_path / "v.npy")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

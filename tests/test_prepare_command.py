@@ -85,7 +85,7 @@ class TestCommand:
         assert sorted(content(path)) == ["plan.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
         status, said = run(*arguments, "--shard", "2/2")
         assert status == 0
-        assert "is not finished: 1 of 1 parts are other shards' to write" in said
+        assert "is not finished: other shards have 1 of 1 part to write" in said
         assert run(*arguments, "--shard", "1/2")[0] == 0
         assert Store.open(path).vocab_size == 700
         shutil.move(path, tmp_path / "sharded")

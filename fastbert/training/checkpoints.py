@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+RUN = "run.json"  # in the run's folder: what the run is
+LOG = "log.jsonl"
 DRAFTS = ".writing"  # in the run's folder: a checkpoint until it is whole
 STATE = "data.json"  # in a checkpoint: where its next step begins in the corpus
 

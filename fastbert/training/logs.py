@@ -9,7 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-LOG = "log.jsonl"
+from fastbert.training.checkpoints import LOG as LOG
+
 TENSORBOARD = "tensorboard"
 _SHORT = (
     ("loss", "loss", "{:.4f}"),

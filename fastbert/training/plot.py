@@ -8,8 +8,7 @@ from typing import Any
 
 from fastbert.data.store import read_json
 from fastbert.errors import InputError, require
-from fastbert.training.logs import LOG
-from fastbert.training.pretraining import RUN
+from fastbert.training.checkpoints import LOG, RUN
 
 _PANELS = (
     ("masked-LM loss, nats", "mlm_loss", "unigram entropy"),
