@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from fastbert import hub
 from fastbert.errors import InputError
-from fastbert.families import CLASSES
+from fastbert.families._base import families
 from fastbert.families._base import max_tokens as max_tokens
 from fastbert.patching import patch
 from fastbert.warmup import warm_up
@@ -50,7 +50,7 @@ def load_config(name: str) -> PreTrainedConfig:
             config: PreTrainedConfig = AutoConfig.from_pretrained(name, local_files_only=local)
         except _UNREADABLE as error:
             raise InputError(f"{name}: {_first_sentence(error)}") from error
-    known = _model_types()
+    known = families()
     if config.model_type not in known:
         raise InputError(f"{name} is of type {config.model_type!r}, but fastbert knows {', '.join(known)}")
     return config
@@ -356,11 +356,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
-
-
-def _model_types() -> list[str]:
-    configs = {stock.config_class for stock in CLASSES if issubclass(stock, PreTrainedModel)}
-    return sorted({config.model_type for config in configs if config is not None})
 
 
 def _is_local(name: str) -> bool:

@@ -23,6 +23,7 @@ from fastbert.terminal import counted
 
 _VARIABLES = re.compile("(FASTBERT|TRITON|TORCH|PYTORCH|OMP|MKL|KMP|CUDA|CUBLAS|NVIDIA_TF32|HF|TRANSFORMERS)_")
 _SECRET = re.compile("TOKEN|SECRET|PASSWORD|KEY")
+_DRIVER = Path("/sys/module/nvidia/version")
 _SECONDS = 1.0  # that adding up a cache's files may take
 _WITHOUT_EXTENSION = (
     "not built: `fastbert pretrain` and fastbert.data.masking do not work; dropout on a CPU and packing by lengths run"
@@ -136,8 +137,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 def _driver() -> str | None:
     """NVIDIA's kernel module."""
-    version = Path("/sys/module/nvidia/version")
-    return version.read_text().strip() if version.is_file() else None
+    return _DRIVER.read_text().strip() if _DRIVER.is_file() else None
 
 
 def _cpu() -> dict[str, Any]:

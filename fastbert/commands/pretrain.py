@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fastbert.commands.options import torch_device
-from fastbert.errors import InputError
+from fastbert.errors import InputError, require
 from fastbert.terminal import note
 
 
@@ -90,6 +90,7 @@ def pretrain(
 
     Goes on from the last checkpoint in --output. On several GPUs: torchrun --nproc-per-node 8 -m fastbert pretrain.
     """
+    require("accelerate", "tensorboard", to="pretrain")  # at once: the imports below take seconds
     import torch
 
     from fastbert.data.pretraining import Sampling

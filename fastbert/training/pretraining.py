@@ -39,7 +39,7 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
         The model's folder, for `from_pretrained` of transformers or fastbert.
 
     Raises:
-        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run, a package that is missing.
+        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run, a missing package.
     """
     require("accelerate", "tensorboard", to="pretrain")
     recipe.check()
