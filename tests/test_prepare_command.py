@@ -56,11 +56,11 @@ class TestCommand:
         closing = (
             f"{store.documents:,} documents, {store.sentences:,} sentences, {store.tokens:,} tokens, 5 left out; 1 "
         )
-        assert f"fastbert: {closing}parts;" in said
+        assert f"fastbert: {closing}part;" in said
         assert said.rstrip().endswith("corpus is finished")
         status, said = run(*arguments)
         assert status == 0
-        assert "1 parts, 1 of them were there;" in said
+        assert "1 part, 1 of them were there;" in said
         status, said = run(*arguments, "--cased")
         assert (status, said.count("\n")) == (1, 1)
         assert "was begun with other settings (tokenizer)" in said
