@@ -1,6 +1,5 @@
 """fastbert prepare: from text to a token store."""
 
-import os
 import re
 import time
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from fastbert.errors import InputError, require_posix
-from fastbert.terminal import note, progress
+from fastbert.machine import cores
+from fastbert.terminal import counted, note, progress
 
 _MANY_UNKNOWN = 0.05
 _NOTES_PER_REASON = 3
@@ -96,7 +96,7 @@ def prepare(
         return
     start = time.perf_counter()
     with progress("preparing", size, "bytes") as advance:
-        done = data.prepare(files, output, tokenizer, workers=workers or _cores(), progress=advance, **options)
+        done = data.prepare(files, output, tokenizer, workers=workers or cores(), progress=advance, **options)
     assert done is not None
     seconds = time.perf_counter() - start
     for reason, count in sorted(done.problems.counts.items()):
@@ -107,15 +107,12 @@ def prepare(
         note(f"warning: {done.unknown:,} of {done.tokens:,} tokens are unknown to the vocabulary")
     there = f", {done.found:,} of them were there" if done.found else ""
     note(
-        f"{done.documents:,} documents, {done.sentences:,} sentences, {done.tokens:,} tokens,"
-        f" {done.problems.counts.total():,} left out; {done.written + done.found:,} parts{there};"
+        f"{counted(done.documents, 'document')}, {counted(done.sentences, 'sentence')},"
+        f" {counted(done.tokens, 'token')}, {done.problems.counts.total():,} left out;"
+        f" {counted(done.written + done.found, 'part')}{there};"
         f" {seconds:.1f} s, {done.written_tokens / seconds:,.0f} tokens/s"
     )
     if done.missing:
-        note(f"{output} is not finished: {done.missing:,} of {done.parts:,} parts are other shards' to write")
+        note(f"{output} is not finished: other shards have {done.missing:,} of {counted(done.parts, 'part')} to write")
     else:
         note(f"{output} is finished")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

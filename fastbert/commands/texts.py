@@ -2,10 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastbert.data.lines import Lines, is_zipped
 from fastbert.errors import InputError
 from fastbert.terminal import note
+
+if TYPE_CHECKING:
+    from fastbert.inference import Tokens
+
+_MANY_UNKNOWN = 0.25
 
 
 def read_texts(path: Path) -> list[str]:
@@ -32,3 +38,14 @@ def _decoded(lines: Lines, name: str) -> list[str]:
     if not texts:
         raise InputError(f"{name} is empty")
     return texts
+
+
+def warn_of_tokenizer(tokens: "Tokens", model: str) -> None:
+    if tokens.unknown > _MANY_UNKNOWN * len(tokens.ids):
+        note(f"warning: {tokens.unknown:,} of {len(tokens.ids):,} tokens are unknown to the tokenizer of {model}")
+    vocabulary = Path(model) / "vocab.txt"
+    settings = ("tokenizer.json", "tokenizer_config.json")
+    if vocabulary.is_file() and not any((Path(model) / name).is_file() for name in settings):
+        words = vocabulary.read_text(encoding="utf-8").splitlines()
+        if any(word != word.lower() and not word.startswith("[") for word in words):
+            note(f"warning: {vocabulary} has capitals, but no tokenizer_config.json: transformers lower-cases the text")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fastbert.data.lines import Lines, is_zipped
 from fastbert.errors import InputError
+from fastbert.terminal import counted
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -106,9 +107,9 @@ class Reader:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
         if lines.damaged:
-            read = _counted(lines.number, "line") if lines.number else "nothing"
+            read = counted(lines.number, "line") if lines.number else "nothing"
             if lines.number and self._format(path) != self._markdown:  # which reads many documents as one
-                read += f" with {_counted(documents, 'document')}"
+                read += f" with {counted(documents, 'document')}"
             if not self.use_damaged:
                 raise InputError(
                     f"{path} is a damaged or truncated gzip file ({read} can be read): fetch it again, or leave out"
@@ -297,10 +298,6 @@ def _decoded(lines: Lines, name: str, problems: Problems) -> Iterator[tuple[int,
             continue
         if text or not lines.partial:
             yield lines.number, text if lines.partial else text + "\n"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _where(name: str, line: int) -> str:

@@ -12,9 +12,8 @@ from transformers import AutoTokenizer, TrainingArguments
 import fastbert
 from fastbert.data.pretraining import PretrainingBatches
 from fastbert.data.store import Store, read_json, write_json
-from fastbert.errors import InputError
+from fastbert.errors import InputError, require
 from fastbert.training import checkpoints, distributed, logs
-from fastbert.training.files import RUN
 from fastbert.training.kernels import CompiledAhead
 from fastbert.training.recipe import Recipe, check_config, differences, load_config
 from fastbert.training.trainer import PretrainingTrainer
@@ -40,8 +39,9 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
         The model's folder, for `from_pretrained` of transformers or fastbert.
 
     Raises:
-        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run.
+        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run, a missing package.
     """
+    require("accelerate", "tensorboard", to="pretrain")
     recipe.check()
     transformers.utils.logging.disable_progress_bar()  # of every file it writes
     on_cpu = device.type == "cpu" if device is not None else not torch.cuda.is_available()
@@ -186,13 +186,13 @@ def _adopt(output: Path, recipe: Recipe, store: Store, config: Any) -> None:
     """Begin a run's folder, or see that it is this run's."""
     output.mkdir(parents=True, exist_ok=True)
     now = recipe.saved(store, config)
-    before = read_json(output / RUN)
+    before = read_json(output / checkpoints.RUN)
     if before is None:
         if checkpoints.last_checkpoint(output) is not None:
-            raise InputError(f"{output} has checkpoints, but no {RUN}: they are another program's")
+            raise InputError(f"{output} has checkpoints, but no {checkpoints.RUN}: they are another program's")
     elif changed := differences(before.get("fixed", {}), now["fixed"]):
         raise InputError(
             f"{output} is another run: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}."
             " Go on with its options, or choose another folder"
         )
-    write_json(output / RUN, now)
+    write_json(output / checkpoints.RUN, now)
