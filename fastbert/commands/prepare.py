@@ -112,7 +112,7 @@ def prepare(
     if any(isinstance(source, sources.Stdin) for source in found):
         if sys.stdin.isatty():
             note("reading text from the terminal; Ctrl-D ends it")
-        note("if this is stopped, the same command goes on, given the same text on stdin again")
+        note("if this is stopped, the same command goes on, given the same text on stdin once more")
     sizes = [source.size for source in found]
     size = None if None in sizes else sum(size for size in sizes if size is not None)
 

@@ -97,10 +97,10 @@ class Dataset:
         if isinstance(saved, datasets.DatasetDict):
             split = self.split or "train"
             if split not in saved:
-                raise InputError(f"there is no split {split} (there are: {', '.join(saved)})")
+                raise InputError(f"{self.name}: there is no split {split} (there are: {', '.join(saved)})")
             return saved[split]
         if self.split not in (None, str(saved.split)):
-            raise InputError(f"there is no split {self.split}, for it was saved alone")
+            raise InputError(f"{self.name}: there is no split {self.split}, for {saved.split} was saved alone")
         return saved
 
     @functools.cached_property
@@ -122,8 +122,8 @@ class Dataset:
         require("datasets", to="read datasets")
         try:
             yield
-        except InputError as error:
-            raise InputError(f"{self.name}: {error}") from error
+        except InputError:
+            raise
         except Exception as error:  # of every kind, from the hub, from files and from Arrow
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.name} cannot be read ({reason})") from error
