@@ -14,12 +14,11 @@ import pytest
 from fastbert.data import lines, markdown, sentences, sources
 from fastbert.data.documents import Problems
 from fastbert.data.lines import Lines
-from fastbert.data.markdown import markdown_documents
 from fastbert.data.readers import Reader
 from fastbert.data.sources import File
 from fastbert.errors import InputError
 from tests.optional import needs
-from tests.stores import FABLES, fables
+from tests.stores import FABLES, fables, read_documents
 
 Read = tuple[list[list[str]], list[int], dict[str, list[str]]]
 
@@ -28,12 +27,7 @@ def _read(path: Path, content: str | bytes | None = None, **options: Any) -> Rea
     """Texts of each document, the line where each starts, and problems."""
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-    problems = Problems()
-    found = []
-    for document in Reader(**options).read(File.of(path), path.name, problems):
-        found += list(markdown_documents(document, problems)) if document.kind == "markdown" else [document]
-    assert all(problems.counts[reason] >= len(places) > 0 for reason, places in problems.first.items())
-    return [document.texts for document in found], [document.line for document in found], problems.first
+    return read_documents(path, **options)
 
 
 class TestText:
