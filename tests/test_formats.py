@@ -177,6 +177,18 @@ class TestParquet:
         assert found == texts
         assert sum(steps) == file.size
 
+    def test_memory_is_not_that_of_a_row_group(self, tmp_path: Path) -> None:
+        import pyarrow
+
+        chance = random.Random(0)
+        column = [f"{chance.getrandbits(4000):x}" for _ in range(10_000)]
+        file = File.of(self._write(tmp_path / "a.parquet", {"text": column}, use_dictionary=False, compression=None))
+        before = pyarrow.total_allocated_bytes()
+        most = max(
+            pyarrow.total_allocated_bytes() for i, _ in enumerate(Reader().read(file, "a", Problems())) if i % 100 == 0
+        )
+        assert most - before < file.size / 2 > 4 << 20
+
     def test_what_is_not_utf8(self, tmp_path: Path) -> None:
         import pyarrow
 

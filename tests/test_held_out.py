@@ -22,16 +22,10 @@ from tests.stores import (
     faulty_texts,
     make_store,
     write,
-    write_vocabulary,
 )
 
 pytest.importorskip("sentencex")
 SHARE = 0.2
-
-
-@pytest.fixture(scope="module")
-def vocabulary_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")
 
 
 @pytest.fixture(scope="module")

@@ -43,11 +43,6 @@ from tests.stores import (
 
 
 @pytest.fixture(scope="module")
-def vocabulary_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")
-
-
-@pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return faulty_texts(tmp_path_factory.mktemp("texts"))
 

@@ -223,12 +223,13 @@ def test_strict(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=reason):
         train_vocabulary([tmp_path / "a.txt"], strict, 700, cased=False)
     write(tmp_path / "a.txt", b"fox\n...\n\n\x01")
+    path = tmp_path / "other"
     for reader in (strict, Reader(), strict):
         if reader.strict:
             with pytest.raises(InputError, match=r"a\.txt, line 4: a document without a token; without --strict"):
-                make_store([tmp_path / "a.txt"], tmp_path / "corpus", vocabulary, reader=reader)
+                make_store([tmp_path / "a.txt"], path, vocabulary, reader=reader)
         else:
-            assert make_store([tmp_path / "a.txt"], tmp_path / "corpus", vocabulary).found == 1
+            assert make_store([tmp_path / "a.txt"], path, vocabulary).found == 1
     assert train_vocabulary([FABLES], strict, 700, cased=False)
 
 

@@ -69,7 +69,7 @@ def parquet_rows(
 
     number = read = 0
     try:
-        with parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
+        with parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
             check(file.schema_arrow.names)
             columns = [key for key in keys if key in file.schema_arrow.names]
             size, rows = path.stat().st_size, file.metadata.num_rows
