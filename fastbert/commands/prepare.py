@@ -29,7 +29,7 @@ def prepare(
     texts: Annotated[
         list[str],
         typer.Argument(
-            metavar="TEXTS...",
+            metavar="TEXTS",
             help="Files: text with a blank line between documents (.txt), JSON lines (.jsonl), Markdown (.md), tables"
             " (.csv, .tsv), each also .gz, .zst, .xz or .bz2; Parquet. Folders of them. Datasets: dataset:NAME,"
             " dataset:NAME:SPLIT or dataset:NAME:CONFIG:SPLIT, of the Hugging Face hub or a folder. - for stdin.",
