@@ -186,13 +186,13 @@ def _adopt(output: Path, recipe: Recipe, store: Store, config: Any) -> None:
     """Begin a run's folder, or see that it is this run's."""
     output.mkdir(parents=True, exist_ok=True)
     now = recipe.saved(store, config)
-    before = read_json(output / checkpoints.RUN)
+    before = read_json(output / RUN)
     if before is None:
         if checkpoints.last_checkpoint(output) is not None:
-            raise InputError(f"{output} has checkpoints, but no {checkpoints.RUN}: they are another program's")
+            raise InputError(f"{output} has checkpoints, but no {RUN}: they are another program's")
     elif changed := differences(before.get("fixed", {}), now["fixed"]):
         raise InputError(
             f"{output} is another run: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}."
             " Go on with its options, or choose another folder"
         )
-    write_json(output / checkpoints.RUN, now)
+    write_json(output / RUN, now)
