@@ -14,6 +14,7 @@ from fastbert.data.pretraining import PretrainingBatches
 from fastbert.data.store import Store, read_json, write_json
 from fastbert.errors import InputError, require
 from fastbert.training import checkpoints, distributed, logs
+from fastbert.training.files import RUN
 from fastbert.training.kernels import CompiledAhead
 from fastbert.training.recipe import Recipe, check_config, differences, load_config
 from fastbert.training.trainer import PretrainingTrainer
