@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, torch_device, torch_dtype
+from fastbert.machine import where
 from fastbert.terminal import progress
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ def demo(
     from transformers import AutoModel
 
     from fastbert import demo
-    from fastbert.cli import _where
     from fastbert.inference import Embedder, load_model, load_tokenizer, max_tokens
     from fastbert.patching import patch
 
@@ -45,11 +45,11 @@ def demo(
     fables = demo.load_fables()
     start = time.perf_counter()
     tokens = fast.tokenize([fable.text for fable in fables])
-    with progress("reading", len(fables), "fables") as advance:
+    with progress("reading", len(tokens.ids), "tokens") as advance:
         vectors = fast.encode(tokens, advance)
     seconds = time.perf_counter() - start
     console = Console(highlight=False)
-    console.print(Text(f"{model or 'all-MiniLM-L6-v2'} on {_where(target)}, {dtype.value}", style="bold"))
+    console.print(Text(f"{model or 'all-MiniLM-L6-v2'} on {where(target)}, {dtype.value}", style="bold"))
     console.print(f"{len(fables)} of Aesop's fables, {tokens.lengths.sum():,} tokens, read in {seconds:.1f} s.")
     if not query:
         console.print('Found by meaning: but for words like "a", no query shares one with its fable.')

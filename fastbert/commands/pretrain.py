@@ -88,10 +88,10 @@ def pretrain(
 ) -> None:
     """Pretrain BERT, with the paper's recipe where no option says otherwise.
 
-    Goes on from the last checkpoint in --output. On several GPUs: torchrun --nproc-per-node 8 -m fastbert.cli pretrain.
+    Goes on from the last checkpoint in --output. On several GPUs: torchrun --nproc-per-node 8 -m fastbert pretrain.
     """
     require_posix(to="pretrain")
-    require("accelerate", "tensorboard", to="pretrain")
+    require("accelerate", "tensorboard", to="pretrain")  # at once: the imports below take seconds
     import torch
 
     from fastbert.data.pretraining import Sampling
