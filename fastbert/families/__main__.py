@@ -4,6 +4,7 @@ With --stub: what `fastbert/models.pyi` must say, so that editors and type check
 """
 
 import importlib
+import re
 import sys
 
 from transformers import PreTrainedModel
@@ -23,14 +24,23 @@ def models() -> dict[str, list[str]]:
 
 
 def table() -> str:
-    """Markdown, a row a family, its heads without the family's name."""
-    rows = ["| family | classes |", "| --- | --- |"]
-    for family, names in models().items():
+    """Markdown: the classes that all families have, and a row a family, with those that it has besides."""
+    found = models()
+    ends = {family: [_end(name, names[0]) for name in names] for family, names in found.items()}
+    shared = set.intersection(*map(set, ends.values()))
+    rows = []
+    for family, names in found.items():
         about = (importlib.import_module(f"fastbert.families.{family}").__doc__ or "").partition("\n")[0]
-        prefix = names[0].removesuffix("Model")
-        heads = sorted(name.removeprefix(prefix) for name in names)
-        rows.append(f"| {about.rstrip('.')} | `{prefix}`: {', '.join(heads)} |")
-    return "\n".join(rows)
+        name = re.sub(r" \(.*?(https?://[^)]+)\)", r"](\1)", f"[{about.rstrip('.')}", count=1)
+        besides = ", ".join(sorted(set(ends[family]) - shared))
+        rows.append(f"| {name} | `{names[0].removesuffix('Model')}` | {besides} |")
+    head = f"All have {', '.join(sorted(shared))}."
+    return "\n".join([head, "", "| family | classes begin with | and besides |", "| --- | --- | --- |", *rows])
+
+
+def _end(name: str, model: str) -> str:
+    end = name.removeprefix(model.removesuffix("Model")).removeprefix("For")
+    return "CausalLM" if end == "LMHeadModel" else end
 
 
 def stub() -> str:
