@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fastbert
 from fastbert import functional
-from tests.families import BASES, IN_FULL, MASKED_LM, both, dropping, packed_and_padded, without_cache
-from tests.models import assert_gradients_close, assert_outputs_equal, batch, config_of, head_of, mask_named, pair
+from tests.families import IN_FULL, MASKED_LM, both, dropping, packed_and_padded, without_cache
+from tests.models import assert_gradients_close, assert_outputs_equal, batch, config_of, head_of, mask_named
 
 
 def _tied(model: nn.Module) -> set[tuple[str, ...]]:
@@ -97,7 +97,11 @@ class TestDropout:
         with torch.no_grad():
             for p in model.parameters():
                 p.zero_()
-            for ones in (layer.attention.dense.bias, layer.attention.LayerNorm.weight, layer.full_layer_layer_norm.weight):
+            for ones in (
+                layer.attention.dense.bias,
+                layer.attention.LayerNorm.weight,
+                layer.full_layer_layer_norm.weight,
+            ):
                 ones.fill_(1.0)
         layer.attention.output_dropout.p = 0.5
         states = model(torch.randint(1, 99, (1, 5)), output_hidden_states=True).hidden_states

@@ -1,6 +1,5 @@
 """DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT by other names, no token types, no pooler."""
 
-from collections.abc import Set
 from typing import Any, ClassVar, cast
 
 import torch
@@ -26,7 +25,7 @@ class Embeddings(_layers.Embeddings):
         return cast(Tensor, weight.new_zeros(1, weight.shape[1]))
 
     def _limits(self, size: int, device: torch.device) -> _inputs.Limits:
-        return self._limits_of(1, size, device)
+        return self._limits_of(0, size, device)
 
 
 class SelfAttention(Role):
@@ -139,7 +138,7 @@ class BaseModel(_model.BaseModel):
     _embeddings_take = ("input_ids", "inputs_embeds", "position_ids")
 
 
-class MaskedLM(_lm_heads.OwnWords, _lm_heads.MaskedLM):
+class MaskedLM(_lm_heads.OwnTransform, _lm_heads.OwnWords, _lm_heads.MaskedLM):
     """Masked language model, whose head is its own parts."""
 
     parts: ClassVar[Parts] = {
@@ -151,14 +150,14 @@ class MaskedLM(_lm_heads.OwnWords, _lm_heads.MaskedLM):
         "mlm_loss_fct": touched.mean_loss,
     }
 
-    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        return _lm_heads.transform(hidden_states, self.vocab_transform, self.activation, self.vocab_layer_norm, called)
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.vocab_transform, self.activation, self.vocab_layer_norm
 
     def _decoder(self) -> nn.Module:
         return cast(nn.Module, self.vocab_projector)
 
     def _word_modules(self) -> tuple[nn.Module, ...]:
-        of = self.vocab_transform, self.activation, self.vocab_layer_norm, self.vocab_projector
+        of = (*self._leaves(), self.vocab_projector)
         return tuple(inner for module in of for inner in module.modules())
 
 
