@@ -3,7 +3,7 @@
 Each run of a layer has dropout masks of its own; the gradients of its weights add up.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ class BaseModel(_model.BaseModel):
         return None if self.pooler is None else self.pooler_activation(self.pooler(first_BN))
 
 
-class MLMHead(_lm_heads.PredictionHead):
+class MLMHead(_lm_heads.OwnTransform, _lm_heads.PredictionHead):
     parts: ClassVar[Parts] = {
         "dense": touched.linear,
         "activation": touched.activation,
@@ -141,15 +141,8 @@ class MLMHead(_lm_heads.PredictionHead):
         "decoder": touched.linear,
     }
 
-    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        return _lm_heads.transform(hidden_states, self.dense, self.activation, self.LayerNorm, called)
-
-    def fusions(self) -> Fusions:
-        gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.activation))
-        return [gelu, *super().fusions()]
-
-    def products(self) -> list[Product]:
-        return [product(self.dense, self.activation)]
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.dense, self.activation, self.LayerNorm
 
 
 class _Words(_lm_heads.LMHead):
