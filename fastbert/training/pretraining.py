@@ -187,8 +187,9 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
             "cpu_ram_efficient_loading": False,
         }
     if recipe.gradient_checkpointing:
-        options["gradient_checkpointing"] = True
-        options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     if torch.distributed.is_initialized():
         options["ddp_backend"] = torch.distributed.get_backend()
     arguments = TrainingArguments(
