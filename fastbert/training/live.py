@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastbert.data.pretraining import Phase
@@ -98,7 +99,9 @@ class Terminal(TrainerCallback):
         if best:
             self._best = step, figures["mlm_loss"]
         self._rows["held out" if held_out else "training"] = step, figures
-        if self._live is None:
+        if self._live is not None:
+            self._live.refresh()
+        else:
             said = self._said(_LINE, figures)
             said += ["the best so far"] if best else []
             said += [] if held_out else [*self._said(_STEP, figures), *self._said(_PACE, figures), *self._left()]
@@ -166,4 +169,4 @@ class Terminal(TrainerCallback):
         lines = [", ".join(self._said(forms, trained)) for forms in (_STEP, _PACE)]
         if self._best is not None:
             lines.append(f"best held out: step {self._best[0]:,}, {self._best[1]:.4f}")
-        return Group(bar, table, *(line for line in lines if line))
+        return Group(bar, table, *(Text(line) for line in lines if line))

@@ -129,7 +129,7 @@ def pretrain(
         trainer.load_data_state(checkpoint)
     with (
         contextlib.closing(terminal),
-        _without_a_word_on_the_end() if step == recipe.steps else contextlib.nullcontext(),
+        _without_words_of_the_trainer(),
         distributed.by_layer() if recipe.fsdp else contextlib.nullcontext(),
     ):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -158,18 +158,21 @@ def _evaluation(recipe: Recipe, data: Path, rank: int, world_size: int) -> tuple
 
 
 @contextlib.contextmanager
-def _without_a_word_on_the_end() -> Iterator[None]:
-    """Of a run that was killed before its model was written: no step is left, and transformers wonders why."""
+def _without_words_of_the_trainer() -> Iterator[None]:
+    """On what is in order: no step is left of a run whose model is still to be written, or it saves more often now."""
 
-    def wonders(record: logging.LogRecord) -> bool:
-        return "not to be a single sample" not in record.getMessage()
+    def matters(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not any(words in said for words in ("not to be a single sample", "the ones in the `trainer_state.json`"))
 
-    logger = logging.getLogger("transformers.trainer")
-    logger.addFilter(wonders)
+    loggers = [logging.getLogger(f"transformers.{module}") for module in ("trainer", "trainer_utils")]
+    for logger in loggers:
+        logger.addFilter(matters)
     try:
         yield
     finally:
-        logger.removeFilter(wonders)
+        for logger in loggers:
+            logger.removeFilter(matters)
 
 
 def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:

@@ -74,6 +74,7 @@ class PretrainingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         if self._window_step is None:
+            self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint's are those of its own run
             if self._evaluation is not None and self.state.global_step == 0:
                 self.evaluate()  # what training begins with
             self._begin_window()
