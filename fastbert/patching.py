@@ -67,12 +67,12 @@ def patch(
 
 def _why_unknown(model: nn.Module) -> str:
     inside = sorted({type(m) for m in model.modules() if isinstance(m, PreTrainedModel)}, key=lambda c: c.__name__)
-    known = ", ".join(sorted(c.__name__ for c in CLASSES if issubclass(c, PreTrainedModel)))
+    known = ", ".join(sorted({c.config_class.model_type for c in CLASSES if issubclass(c, PreTrainedModel)}))
     what = " with ".join([type(model).__name__, *(c.__name__ for c in inside[:1])])
     close = [c for c in inside if any(base in CLASSES for base in c.__mro__)]
     if close:
         return f"{what} cannot be patched: {_subclasses.why_not(close[0], CLASSES)}"
-    return f"{what} is no model that fastbert knows: {known}"
+    return f"{what} is no model that fastbert knows; the families are {known}"
 
 
 def unpatch(model: Model) -> Model:
