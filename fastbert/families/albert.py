@@ -109,17 +109,20 @@ class LayerGroup(Role):
 class Encoder(_layers.Encoder):
     parts: ClassVar[Parts] = {
         "embedding_hidden_mapping_in": touched.linear,
-        "albert_layer_groups": Each(container(LayerGroup)),
+        "albert_layer_groups": Each(touched.read(container(LayerGroup))),
     }
 
     def _layers(self) -> Sequence[nn.Module]:
+        return [layer for i in self._order() for layer in self.albert_layer_groups[i].albert_layers]
+
+    def _order(self) -> list[int]:
+        """Which group runs when."""
         layers, groups = self.config.num_hidden_layers, self.config.num_hidden_groups
-        of_runs = [self.albert_layer_groups[int(i / (layers / groups))] for i in range(layers)]
-        return [layer for group in of_runs for layer in group.albert_layers]
+        return [int(i / (layers / groups)) for i in range(layers)]
 
     def _last_path(self) -> str:
-        groups = len(self.albert_layer_groups)
-        return f"albert_layer_groups.{groups - 1}.albert_layers.{len(self.albert_layer_groups[-1].albert_layers) - 1}"
+        last = self._order()[-1]
+        return f"albert_layer_groups.{last}.albert_layers.{len(self.albert_layer_groups[last].albert_layers) - 1}"
 
     def _begin(self, hidden_TN: Tensor) -> Tensor:
         return cast(Tensor, self.embedding_hidden_mapping_in(hidden_TN))

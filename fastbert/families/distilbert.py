@@ -12,7 +12,7 @@ from fastbert.encoder import Run
 from fastbert.families import _heads, _inputs, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, stock_of
 from fastbert.families._layers import Fusions, Product, joined, product
-from fastbert.touched import Each, Parts, container
+from fastbert.touched import CALLED, Each, Parts, container
 
 
 class Embeddings(_layers.Embeddings):
@@ -77,7 +77,7 @@ class FFN(Role):
 
     def forward(
         self,
-        hidden_states: Tensor,
+        input: Tensor,
         *,
         run: Run | None = None,
         stream: int = 0,
@@ -86,10 +86,8 @@ class FFN(Role):
     ) -> Any:
         """With a run: the second half of a layer, which ends in this norm."""
         if run is None or norm is None:
-            return stock_of(self).forward(self, hidden_states)
-        return encoder.feed_forward(
-            hidden_states, self.lin1, self.activation, self.lin2, self.dropout, norm, run, stream, rows
-        )
+            return stock_of(self).forward(self, input)
+        return encoder.feed_forward(input, self.lin1, self.activation, self.lin2, self.dropout, norm, run, stream, rows)
 
     def products(self) -> list[Product]:
         return [product(self.lin1, self.activation), product(self.lin2)]
@@ -120,7 +118,9 @@ class Layer(Role):
 
     def fusions(self) -> Fusions:
         ffn = self.ffn
-        why = encoder.why_not_feed_forward(ffn.lin1, ffn.activation, ffn.lin2, self.output_layer_norm)
+        why = container(FFN)(ffn)
+        if why is None or why == CALLED:
+            why = encoder.why_not_feed_forward(ffn.lin1, ffn.activation, ffn.lin2, self.output_layer_norm)
         return [
             ("bias + residual + LayerNorm", encoder.why_called(self.sa_layer_norm, touched.norm)),
             ("feed-forward in one operator, its GELU not kept", why),
