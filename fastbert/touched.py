@@ -77,20 +77,19 @@ _GLOBAL_HOOKS = {
 }
 
 
-_FUNCTIONS: dict[tuple[Any, str], Any] = {
-    (where, name): getattr(where, name)
-    for where, names in {
-        F: ("linear", "embedding", "layer_norm", "dropout", "gelu", "scaled_dot_product_attention", "cross_entropy"),
-        nn.Module: ("__call__",),
-        nn.CrossEntropyLoss: ("forward",),
-    }.items()
-    for name in names
-}
+_COMMON = ""
+_FUNCTIONS: dict[str, list[tuple[Any, str, Any]]] = {}  # by the name of the module whose classes call them
 
 
-def remember_functions(module: Any, *names: str) -> None:
-    """Take down functions of a module that its classes call."""
-    _FUNCTIONS.update({(module, name): getattr(module, name) for name in names})
+def remember_functions(where: Any, *names: str, called_by: str = _COMMON) -> None:
+    """Take down functions that the classes of a module of transformers' call; by default of all."""
+    _FUNCTIONS.setdefault(called_by, []).extend((where, name, getattr(where, name)) for name in names)
+
+
+remember_functions(F, "linear", "embedding", "layer_norm", "dropout", "gelu", "scaled_dot_product_attention")
+remember_functions(F, "cross_entropy")
+remember_functions(nn.Module, "__call__")
+remember_functions(nn.CrossEntropyLoss, "forward")
 
 
 class Each(NamedTuple):
@@ -167,11 +166,15 @@ def can_look_at(values: Tensor) -> bool:
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def why_all_touched() -> str | None:
-    """Whether somebody hooked all modules that there are, or replaced a function that transformers' layers call."""
-    for (where, name), function in _FUNCTIONS.items():
-        if getattr(where, name) is not function:
-            return f"{where.__name__}.{name} is replaced"
+def why_all_touched(home: str) -> str | None:
+    """Whether somebody hooked all modules that there are, or replaced a function that transformers' layers call.
+
+    home: the name of the module that these layers are in.
+    """
+    for called_by in (_COMMON, home):
+        for where, name, function in _FUNCTIONS.get(called_by, ()):
+            if getattr(where, name) is not function:
+                return f"{where.__name__}.{name} is replaced"
     for name, hooks in _GLOBAL_HOOKS.items():
         if any(not _is_machinery(hook) for hook in hooks.values()):
             return f"{name} on all modules"

@@ -6,11 +6,13 @@ padding is not compared: fastbert's hidden states must be zero there.
 Dimension key:  B batch   L padded length   V vocabulary
 """
 
+import contextlib
 import copy
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -115,6 +117,19 @@ def load_architecture(name: str) -> PreTrainedModel:
     return load_model(getattr(transformers, named[0]) if named else transformers.AutoModel, name)
 
 
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Calls that fall back are found here, and named in what is returned."""
+    logger = logging.getLogger("fastbert")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_unlogged()
 def verify(
     model: PreTrainedModel,
     sequences: Sequence[Sequence[int]] | None = None,

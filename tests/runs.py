@@ -42,7 +42,7 @@ CONFIG = {
 
 def make_corpus(folder: Path) -> Path:
     """The fables as a token store, and a configuration for them beside it."""
-    command = [sys.executable, "-m", "fastbert.cli", "prepare", str(FABLES), "-o", str(folder)]
+    command = [sys.executable, "-m", "fastbert", "prepare", str(FABLES), "-o", str(folder)]
     subprocess.run([*command, "--train-vocab", "600", "--workers", "1"], check=True, cwd=ROOT, capture_output=True)
     (folder.parent / "config.json").write_text(json.dumps(CONFIG))
     return folder

@@ -11,7 +11,7 @@ from fastbert import _library, functional, reference  # noqa: F401  functional r
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("reference", "_C", "errors", "terminal"),
+    ("reference", "_C", "errors", "hub", "machine", "terminal"),
     ("_library",),
     ("kernels",),
     ("functional", "packing", "touched"),
@@ -20,7 +20,7 @@ LAYERS = (
     ("models", "patching", "warmup", "data"),
     ("inference", "verify", "demo"),
     ("training", "tasks"),
-    ("commands", "cli"),
+    ("commands", "cli", "__main__"),
 )
 OPERATORS = sorted(_library.backends("cpu"))
 STEMS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if not p.stem.startswith("_"))

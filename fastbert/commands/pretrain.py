@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fastbert.commands.options import torch_device
-from fastbert.errors import InputError, require
+from fastbert.errors import InputError, require, require_posix
 from fastbert.terminal import note
 
 
@@ -88,9 +88,10 @@ def pretrain(
 ) -> None:
     """Pretrain BERT, with the paper's recipe where no option says otherwise.
 
-    Goes on from the last checkpoint in --output. On several GPUs: torchrun --nproc-per-node 8 -m fastbert.cli pretrain.
+    Goes on from the last checkpoint in --output. On several GPUs: torchrun --nproc-per-node 8 -m fastbert pretrain.
     """
-    require("accelerate", "tensorboard", to="pretrain")
+    require_posix(to="pretrain")
+    require("accelerate", "tensorboard", to="pretrain")  # at once: the imports below take seconds
     import torch
 
     from fastbert.data.pretraining import Sampling

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from fastbert.data.store import Store
-from fastbert.errors import InputError
+from fastbert.errors import NO_EXTENSION, InputError
 
 try:
     from fastbert import _C
@@ -116,7 +116,7 @@ class PretrainingBatches(IterableDataset[Batch]):
         prefetch: int = 8,
     ) -> None:
         if _C is None:
-            raise InputError("pretraining needs fastbert's C++ extension, which is not built: pip install it")
+            raise InputError(f"pretraining needs {NO_EXTENSION}")
         if sampling.objective not in OBJECTIVES:
             raise InputError(f"the objective must be one of {', '.join(OBJECTIVES)}, but is {sampling.objective}")
         if (sampling.batch_size is None) == (sampling.batch_tokens is None):

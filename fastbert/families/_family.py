@@ -76,7 +76,8 @@ def family(module: ModuleType, roles: Mapping[str, type[Role]]) -> dict[str, typ
     """
     home = sys._getframe(1).f_globals["__name__"]
     made = {name: _class(getattr(module, name), role, home) for name, role in roles.items()}
-    touched.remember_functions(module, *(name for name in _FUNCTIONS if hasattr(module, name)))
+    called = (name for name in _FUNCTIONS if hasattr(module, name))
+    touched.remember_functions(module, *called, called_by=module.__name__)
     _base.register(*made.values())
     return made
 

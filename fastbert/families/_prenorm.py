@@ -13,7 +13,7 @@ from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _layers
 from fastbert.families._family import Role, stock_of
-from fastbert.families._layers import Products, product
+from fastbert.families._layers import Product, product
 from fastbert.touched import Each, Parts, container
 
 
@@ -27,8 +27,8 @@ class ProjectAndSum(Role):
             return stock_of(self).forward(self, hidden_states, input_tensor)  # type: ignore[no-any-return]
         return encoder.project_and_sum(hidden_states, self.dense, getattr(self, "dropout", None), input_tensor)
 
-    def products(self) -> Products:
-        return product(self.dense)
+    def products(self) -> list[Product]:
+        return [product(self.dense)]
 
 
 class Attention(_layers.Attention):

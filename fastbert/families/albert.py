@@ -14,7 +14,7 @@ from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, named, stock_of
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._layers import Fusions, Product, joined, product
 from fastbert.touched import Each, Parts, container
 
 
@@ -56,8 +56,8 @@ class Attention(Role):
         norm = encoder.why_called(self.LayerNorm, touched.norm)
         return [("packed attention", self.why_changed()), ("bias + dropout + residual + LayerNorm", norm)]
 
-    def products(self) -> Products:
-        return [(K, 3 * N, form) for K, N, form in product(self.query)] + product(self.dense)
+    def products(self) -> list[Product]:
+        return [*joined(self.query, self.key, self.value), product(self.dense)]
 
 
 class Layer(Role):
@@ -98,8 +98,8 @@ class Layer(Role):
         why = encoder.why_not_feed_forward(self.ffn, self.activation, self.ffn_output, self.full_layer_layer_norm)
         return [("feed-forward in one operator, its GELU not kept", why)]
 
-    def products(self) -> Products:
-        return product(self.ffn, self.activation) + product(self.ffn_output)
+    def products(self) -> list[Product]:
+        return [product(self.ffn, self.activation), product(self.ffn_output)]
 
 
 class LayerGroup(Role):
@@ -148,8 +148,8 @@ class MLMHead(_lm_heads.PredictionHead):
         gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.activation))
         return [gelu, *super().fusions()]
 
-    def products(self) -> Products:
-        return product(self.dense, self.activation)
+    def products(self) -> list[Product]:
+        return [product(self.dense, self.activation)]
 
 
 class _Words(_lm_heads.LMHead):

@@ -12,7 +12,7 @@ from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _inputs, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, stock_of
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._layers import Fusions, Product, joined, product
 from fastbert.touched import Each, Parts, container
 
 
@@ -51,8 +51,8 @@ class SelfAttention(Role):
     def fusions(self) -> Fusions:
         return [("packed attention", self.why_changed())]
 
-    def products(self) -> Products:
-        return [(K, 3 * N, form) for K, N, form in product(self.q_lin)] + product(self.out_lin)
+    def products(self) -> list[Product]:
+        return [*joined(self.q_lin, self.k_lin, self.v_lin), product(self.out_lin)]
 
 
 class FFN(Role):
@@ -63,8 +63,8 @@ class FFN(Role):
         "activation": touched.activation,
     }
 
-    def products(self) -> Products:
-        return product(self.lin1, self.activation) + product(self.lin2)
+    def products(self) -> list[Product]:
+        return [product(self.lin1, self.activation), product(self.lin2)]
 
 
 class Layer(Role):

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from fastbert import encoder, functional, touched
 from fastbert.families import _heads, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, named
-from fastbert.families._layers import Fusions, Products
+from fastbert.families._layers import Fusions, Product
 from fastbert.touched import Parts, container
 
 
@@ -33,8 +33,8 @@ class GeneratorPredictions(Role):
     def fusions(self) -> Fusions:
         return [("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.activation))]
 
-    def products(self) -> Products:
-        return _layers.product(self.dense, self.activation)
+    def products(self) -> list[Product]:
+        return [_layers.product(self.dense, self.activation)]
 
 
 class _Words(_lm_heads.OwnWords):

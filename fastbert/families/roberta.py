@@ -15,7 +15,7 @@ from transformers.models.roberta import modeling_roberta as stock
 from fastbert import encoder, touched
 from fastbert.families import _heads, _inputs, _layers, _lm_heads
 from fastbert.families._family import Role, family, named
-from fastbert.families._layers import Fusions, Products
+from fastbert.families._layers import Fusions, Product
 from fastbert.families._model import BaseModel
 from fastbert.touched import Parts, container
 
@@ -41,8 +41,8 @@ class LMHead(_lm_heads.PredictionHead):
         gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, _GELU))
         return [gelu, *super().fusions()]
 
-    def products(self) -> Products:
-        return _layers.product(self.dense, _GELU)
+    def products(self) -> list[Product]:
+        return [_layers.product(self.dense, _GELU)]
 
 
 class _Words(_lm_heads.LMHead):

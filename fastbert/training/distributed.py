@@ -3,18 +3,19 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import accelerate.accelerator
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 
 from fastbert.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def join(on_cpu: bool) -> None:
@@ -56,11 +57,13 @@ def by_layer() -> Iterator[None]:
     one of the head that it is tied with, and gathers the weights only around those modules' own forward, while BERT's
     head and embeddings read them in their parents'.
     """
+    import accelerate.accelerator
+
     with mock.patch.object(accelerate.accelerator, "fsdp2_prepare_model", _shard):
         yield
 
 
-def _shard(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+def _shard(accelerator: "Accelerator", model: nn.Module) -> nn.Module:
     if isinstance(model, FSDPModule):
         return model
     plugin = accelerator.state.fsdp_plugin

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, TrainingArguments
 import fastbert
 from fastbert.data.pretraining import PretrainingBatches
 from fastbert.data.store import Store, read_json, write_json
-from fastbert.errors import InputError
+from fastbert.errors import InputError, require
 from fastbert.training import checkpoints, distributed, logs
 from fastbert.training.files import RUN
 from fastbert.training.kernels import CompiledAhead
@@ -40,8 +40,9 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
         The model's folder, for `from_pretrained` of transformers or fastbert.
 
     Raises:
-        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run.
+        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run, a missing package.
     """
+    require("accelerate", "tensorboard", to="pretrain")
     recipe.check()
     transformers.utils.logging.disable_progress_bar()  # of every file it writes
     on_cpu = device.type == "cpu" if device is not None else not torch.cuda.is_available()

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
@@ -234,6 +233,8 @@ class PretrainingTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """With FSDP in two: each gathers before process 0 writes, and the others must not be left in the second."""
         if self.is_fsdp_enabled:
+            from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
+
             plugin = self.accelerator.state.fsdp_plugin
             with self._noting_failure():
                 save_fsdp_model(plugin, self.accelerator, self.model, output_dir)
