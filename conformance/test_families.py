@@ -1,8 +1,8 @@
 """transformers' common model tests on every family, for the classes of transformers or of fastbert.
 
 ``FASTBERT_CONFORMANCE`` names the library and the families; of one whose name ends in "-", only the base model and the
-masked language model are tested, and not what is slow and alike for all. ``run.py`` starts this file with transformers' own ``tests`` package first on the path; under plain pytest it does not
-import.
+masked language model are tested, and not what is slow and alike for all. ``run.py`` starts this file with transformers'
+own ``tests`` package first on the path; under plain pytest it does not import.
 """
 
 import importlib

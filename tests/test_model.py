@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
 import fastbert
-from fastbert import reference
+from fastbert import reference_encoder
 from tests.models import (
     BATCH,
     HEADS,
@@ -393,7 +393,7 @@ class TestDropout:
         actual = model(**inputs, output_hidden_states=True).hidden_states
         keep = inputs["attention_mask"].bool()
         seqlens = keep.sum(-1)
-        expected = reference.encoder(
+        expected = reference_encoder.encoder(
             dict(model.named_parameters()),
             inputs["input_ids"][keep],
             inputs["token_type_ids"][keep],
