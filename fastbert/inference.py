@@ -331,12 +331,8 @@ def fill_mask(
         before, after = mask.join(pieces[: i + 1]), mask.join(pieces[i + 1 :])
         filled.append(
             [
-                Filling(
-                    str(tokenizer.convert_ids_to_tokens(index)),
-                    value,
-                    before + str(tokenizer.decode([index])).strip().removeprefix("##") + after,
-                )
-                for value, index in zip(values, indices, strict=True)
+                Filling(word, value, before + word.strip().removeprefix("##") + after)
+                for value, word in zip(values, map(str, map(tokenizer.decode, indices)), strict=True)
             ]
         )
     return filled

@@ -174,9 +174,11 @@ def verify(
         inputs = {"input_ids": input_ids}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
+        second_half = (torch.arange(input_ids.shape[1]) >= input_ids.shape[1] // 2).long().expand_as(input_ids)
         if getattr(stock.config, "type_vocab_size", 0) > 1:
-            middle = input_ids.shape[1] // 2
-            inputs["token_type_ids"] = (torch.arange(input_ids.shape[1]) >= middle).long().expand_as(input_ids)
+            inputs["token_type_ids"] = second_half
+        if getattr(stock.config, "use_task_id", False):
+            inputs["task_type_ids"] = second_half
         inputs = {name: t.to(device) for name, t in inputs.items()}
         valid = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         before = report(fast)
@@ -278,13 +280,14 @@ def _run(model: PreTrainedModel, inputs: dict[str, Tensor], valid: Tensor) -> _R
     return _Run({name: t.detach() for name, t in values.items()}, gradients)
 
 
-def _per_token(name: str, t: Tensor) -> bool:
-    return t.ndim == 3 or name in ("start_logits", "end_logits")
+def _per_token(name: str, t: Tensor, valid: Tensor) -> bool:
+    """Answers' logits, and those of a discriminator, are (B, L)."""
+    return t.ndim == 3 or (name.endswith("logits") and t.shape == valid.shape)
 
 
 def _valid_rows(name: str, t: Tensor, valid: Tensor) -> Tensor:
     """Those tokens of an output, or those sequences, that are no padding."""
-    return t[valid] if _per_token(name, t) else t[valid.any(-1)]
+    return t[valid] if _per_token(name, t, valid) else t[valid.any(-1)]
 
 
 def _is_clean(values: dict[str, Tensor], valid: Tensor, packed: bool) -> bool:
@@ -325,10 +328,10 @@ def _gradient_rows(mask: str, runs: list[dict[str, Tensor]]) -> list[Row]:
 
 
 def _part(parameter: str) -> str:
-    layer = re.search(r"\blayer\.(\d+)\.", parameter)
+    layer = re.search(r"layer(?:s|_groups)?\.(\d+)\.", parameter)
     if layer:
         return f"layer {layer[1]}"
-    return "embeddings" if "embeddings." in parameter else "heads"
+    return "embeddings" if "embedding" in parameter else "heads"
 
 
 def _judge(rows: list[Row], dtype: torch.dtype, tolerance: float | None) -> list[Row]:

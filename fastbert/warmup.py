@@ -6,7 +6,6 @@ features (`encoder`), and by which sizes 16 divides. Nothing is launched: a laun
 """
 
 import contextlib
-import inspect
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,8 +128,9 @@ def _run(model: PreTrainedModel, seqlens: list[int], training: bool) -> None:
     if training and model.get_output_embeddings() is not None:
         labels = 16 if seqlens[0] == seqlens[-1] else 17
         batch["labels"] = ids.masked_fill(torch.arange(T, device=device) >= min(labels, T // 2), -100)
-        if "next_sentence_label" in inspect.signature(type(model).forward).parameters:
-            batch["next_sentence_label"] = torch.zeros(len(seqlens), dtype=torch.int64, device=device)
+        pair_label = getattr(model, "_pair_label", None)
+        if pair_label is not None:
+            batch[pair_label] = torch.zeros(len(seqlens), dtype=torch.int64, device=device)
     output = model(**batch, return_dict=True)
     loss = output.get("loss")
     if loss is None:
