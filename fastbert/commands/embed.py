@@ -23,7 +23,9 @@ class Pool(str, enum.Enum):
 
 def embed(
     model: Model,
-    texts: Annotated[Path, typer.Argument(metavar="[TEXTS]", help="A text a line, also .gz; - for stdin.")] = Path("-"),
+    texts: Annotated[
+        Path, typer.Argument(metavar="[TEXTS]", help="A text a line, also .gz, .zst, .xz, .bz2; - for stdin.")
+    ] = Path("-"),
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file, float32 (texts, hidden size).")],
     pool: Annotated[Pool, typer.Option(help="The mean of a text's tokens, or its first one.")] = Pool.mean,
