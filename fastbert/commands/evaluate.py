@@ -37,7 +37,9 @@ def evaluate(
         int | None,
         typer.Option(min=5, help="Tokens of a sequence.", show_default="128, or the run's or model's if that is less"),
     ] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="[default: bf16 on a GPU, fp32 on a CPU]")] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="What is computed in.", show_default="bf16 on a GPU, fp32 on a CPU")
+    ] = None,
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -73,7 +73,7 @@ def pretrain(
         str, typer.Option(help="Of these: replaced by [MASK], by a random token, kept.")
     ] = "0.8,0.1,0.1",
     max_predictions: Annotated[
-        int | None, typer.Option(min=1, help="In a sequence at most. [default: any number]")
+        int | None, typer.Option(min=1, help="In a sequence at most.", show_default="any number")
     ] = None,
     static_masks: Annotated[
         int, typer.Option(min=0, help="Masks repeat after so many epochs; 0 for fresh ones always.")
@@ -81,11 +81,17 @@ def pretrain(
     learning_rate: Annotated[
         float | None, typer.Option(help="At the end of the warm-up; falls linearly.", show_default="0.0001")
     ] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Steps. [default: 10,000, or 1% of fewer steps]")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, help="Steps.", show_default="10,000, or 1% of fewer steps")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(min=0, help="Not of LayerNorms and biases.")] = 0.01,
     clip: Annotated[float, typer.Option(min=0, help="The gradient's largest norm; 0 for any.")] = 1.0,
-    dropout: Annotated[float | None, typer.Option(help="[default: the configuration's]")] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="[default: bf16 on a GPU, fp32 on a CPU]")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Of hidden states and attention.", show_default="the configuration's")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="What is computed in.", show_default="bf16 on a GPU, fp32 on a CPU")
+    ] = None,
     residual_bf16: Annotated[
         bool, typer.Option("--residual-bf16", help="With bf16: hidden states between layers too.")
     ] = False,
@@ -113,7 +119,7 @@ def pretrain(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of the input pipeline; 0 for one a core.")] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU if there is one")] = None,
 ) -> None:
     """Pretrain BERT, with the paper's recipe where no option says otherwise.
 

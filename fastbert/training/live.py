@@ -40,7 +40,7 @@ _PACE = (
     ("tokens_per_second", "{:,.0f} tokens/s"),
     ("mfu", "{:.1%} of the peak FLOP/s"),
     ("data_wait", "{:.1%} of the time waiting for batches"),
-    ("peak_memory_gib", "{:.2f} GiB of memory at most"),
+    ("peak_memory_gib", "{:.2f} GiB at most"),
 )
 
 
