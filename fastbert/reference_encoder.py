@@ -1,7 +1,7 @@
 """What a whole encoder must compute: BERT's, and what other families do otherwise, in plain PyTorch.
 
 It reads a model's weights by BERT's names (`bert_names`), and does what they say: a table of task types is summed where
-there is one, narrow embeddings are projected, and a LayerNorm behind the last layer means that the others stand in front
+there is one, narrow embeddings are projected; a LayerNorm behind the last layer means that the others stand in front
 of the products, not behind the sums.
 
 Dimension key:  T packed tokens   M rows   N features   V vocabulary   B batch   H heads   D head size
