@@ -13,6 +13,7 @@ import typer
 import fastbert
 from fastbert.commands.demo import demo
 from fastbert.commands.embed import embed
+from fastbert.commands.evaluate import evaluate
 from fastbert.commands.fill_mask import fill_mask_command
 from fastbert.commands.info import info
 from fastbert.commands.plot import plot
@@ -63,6 +64,7 @@ app.command("verify")(verify_command)
 app.command("warm-up")(warm_up)
 app.command()(prepare)
 app.command()(pretrain)
+app.command()(evaluate)
 app.command()(plot)
 app.command()(demo)
 

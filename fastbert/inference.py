@@ -67,24 +67,39 @@ def load_model(kind: Any, name: str, *, may_miss: Sequence[str] = ("pooler.",)) 
         InputError: naming the file, if there is no checkpoint, it is damaged, fastbert does not know its type, or
             it lacks weights of that class.
     """
-    config = load_config(name)
+    model, missing = load_weights(kind, name, attn_implementation="sdpa")
+    missing = [key for key in missing if not any(part in key for part in may_miss)]
+    if missing:
+        raise InputError(_lacks(name, model, missing))
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def load_weights(kind: Any, name: str, **options: Any) -> tuple[Any, list[str]]:
+    """A model in float32, and which of its weights the checkpoint lacks: they are initialised at random.
+
+    Args:
+        kind: a class with `from_pretrained`.
+        options: of `from_pretrained`.
+
+    Raises:
+        InputError: as `load_model`, but for weights that are lacking.
+    """
+    load_config(name)
     with _quiet():
         try:
             model, info = kind.from_pretrained(
-                name,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                local_files_only=_is_local(name),
+                name, dtype=torch.float32, output_loading_info=True, local_files_only=_is_local(name), **options
             )
         except _UNREADABLE as error:
             raise InputError(_what_is_damaged(name, error)) from error
-    missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in may_miss))
-    if missing:
-        saved = " (it was saved from " + ", ".join(config.architectures) + ")" if config.architectures else ""
-        raise InputError(f"{name} lacks {len(missing)} weights of {type(model).__name__}{saved}: {missing[0]}, ...")
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    return model, sorted(info["missing_keys"])
+
+
+def _lacks(name: str, model: PreTrainedModel, missing: Sequence[str]) -> str:
+    architectures = model.config.architectures
+    saved = " (it was saved from " + ", ".join(architectures) + ")" if architectures else ""
+    return f"{name} lacks {len(missing)} weights of {type(model).__name__}{saved}: {missing[0]}, ..."
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

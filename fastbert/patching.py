@@ -172,6 +172,9 @@ def _report(model: nn.Module) -> Report:
     fused: Counter[str] = Counter()
     plain: Counter[str] = Counter()
     products: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and _base.fast_class(type(module)) is None:
+            plain[f"{type(module).__name__}, around it: {_subclasses.why_not(type(module), CLASSES)}"] += 1
     weight = next(fast[0].parameters())
     packed_calls, fallbacks = 0, Counter[str]()
     for module in fast:

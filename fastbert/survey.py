@@ -138,6 +138,8 @@ class Survey:
         own = module.__dict__
         self._facts += [(own, name) for name in _FACTS.get(type(module), ())]
         self._facts += [(own, name) for _, name in methods(type(module)) if name != "forward"]
+        if type(module) is nn.CrossEntropyLoss:
+            self._facts.append((own["_buffers"], "weight"))
         if not ours:
             return  # a module of others' may have attributes of any name
         changed = getattr(module, "why_changed", None)

@@ -106,7 +106,7 @@ class Whole(NamedTuple):
     role: Role
 
 
-_NOT_IN_A_FORWARD = ("__", "get_", "set_", "_init_weights")
+_NOT_IN_A_FORWARD = ("__", "get_", "set_", "resize_", "_init_weights")
 _WRITTEN: dict[type, dict[str, Any]] = {}  # methods as their authors wrote them
 
 
@@ -121,8 +121,11 @@ def remember(*kinds: type) -> None:
         package = kind.__module__.partition(".")[0]
         ours = kind.__module__.startswith("transformers.models.")
         for name, method in vars(kind).items():
-            if inspect.isfunction(method) and (name == "forward" or (ours and not name.startswith(_NOT_IN_A_FORWARD))):
-                _WRITTEN.setdefault(kind, {})[name] = method if is_of(method, package) else None
+            function = method.__func__ if isinstance(method, staticmethod) else method
+            if inspect.isfunction(function) and (
+                name == "forward" or (ours and not name.startswith(_NOT_IN_A_FORWARD))
+            ):
+                _WRITTEN.setdefault(kind, {})[name] = method if is_of(function, package) else None
 
 
 def is_of(function: Any, package: str) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastbert import _library, functional, reference  # noqa: F401  functional registers every operator
+from tests import faults
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
@@ -98,3 +99,8 @@ def test_every_operator_has_a_test_and_a_bench(stem: str) -> None:
     for name in defined:
         assert name in tests, f"tests/test_{stem}.py does not test {name}"
     assert (ROOT / f"bench/bench_{stem}.py").exists()
+
+
+def test_planted_faults_have_a_place_in_the_tree() -> None:
+    stale = {fault["old"]: faults.why_stale(fault["file"], fault["old"]) for fault in faults.planted()}
+    assert not {old: why for old, why in stale.items() if why}

@@ -9,10 +9,27 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 import fastbert
-from tests.models import BATCH, LENGTH, assert_gradients_close, batch, no_dropout, pair, tiny_config
+from tests.models import (
+    BATCH,
+    LENGTH,
+    assert_gradients_close,
+    assert_outputs_equal,
+    batch,
+    no_dropout,
+    pair,
+    tiny_config,
+)
 
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+}
 IDS = torch.randint(1, 99, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
 TYPES = (torch.arange(LENGTH) > 6).long()
 ZEROS = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
@@ -134,6 +151,12 @@ class WithMasks(transformers.BertModel):
         return super()._create_attention_masks(*args, **kwargs)
 
 
+class Backwards(RobertaEmbeddings):
+    @staticmethod
+    def create_position_ids_from_input_ids(input_ids: Tensor, padding_idx: int, *args: Any) -> Tensor:
+        return RobertaEmbeddings.create_position_ids_from_input_ids(input_ids.flip(-1), padding_idx).flip(-1)
+
+
 class TestSubclasses:
     @pytest.mark.parametrize("kind", [Mine, MyModel])
     def test_patched_where_the_forward_is_the_parents(self, kind: type, tmp_path: Any) -> None:
@@ -167,6 +190,12 @@ class TestSubclasses:
         ):
             fastbert.patch(model)
 
+    def test_positions_of_ones_own(self) -> None:
+        stock = transformers.RobertaModel(transformers.RobertaConfig(**SIZES)).eval()
+        stock.embeddings = Backwards(stock.config).eval()
+        fast = fastbert.patch(copy.deepcopy(stock))
+        torch.testing.assert_close(fast(IDS)[0], stock(IDS)[0], atol=1e-5, rtol=1e-5)
+
     def test_one_in_a_head(self) -> None:
         stock, _ = pair("BertForMaskedLM")
         stock.bert = MyModel(stock.config, add_pooling_layer=False).eval()
@@ -194,3 +223,19 @@ class TestSubclasses:
         torch.testing.assert_close(ours(IDS), 2 * stock(IDS)[0], atol=1e-5, rtol=1e-5)
         assert fastbert.report(ours).packed_calls == 1
         torch.testing.assert_close(fastbert.unpatch(ours)(IDS), 2 * stock(IDS)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+def test_odd_sizes(name: str) -> None:
+    """As of SpanBERT, MiniLM, LaBSE and others that are BERT by another name: no size is taken for granted."""
+    sizes = {"hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 72, "vocab_size": 101}
+    stock, fast = (
+        no_dropout(m) for m in pair(name, tiny_config(**sizes, type_vocab_size=1, max_position_embeddings=19))
+    )
+    fastbert.patch(fast, strict=True)
+    inputs = batch(name, MASK) | {"token_type_ids": ZEROS}
+    expected, actual = (model(**inputs) for model in (stock, fast))
+    assert_outputs_equal(actual, expected, MASK)
+    for output in (expected, actual):
+        (output.loss if "loss" in output else output.pooler_output.square().sum()).backward()
+    assert_gradients_close(fast, stock)

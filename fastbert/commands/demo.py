@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="A sentence encoder. [default: all-MiniLM-L6-v2 from its package]")
+        str | None, typer.Option(help="A sentence encoder.", show_default="all-MiniLM-L6-v2 from its package")
     ] = None,
     query: Annotated[
         list[str] | None, typer.Option(help="Search for this and compare nothing; may be given several times.")

@@ -32,7 +32,7 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="Scale each vector to length 1.")] = False,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch; there is no padding.")] = 16384,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens a text is cut to. [default: what the model takes]")
+        int | None, typer.Option(help="Tokens a text is cut to.", show_default="what the model takes")
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
     device: DeviceOption = None,

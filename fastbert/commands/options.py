@@ -22,7 +22,7 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a model on the Hugging Face hub.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are kept and computed in.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")]
 
 
 def torch_dtype(dtype: Dtype) -> "torch.dtype":

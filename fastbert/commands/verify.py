@@ -23,10 +23,10 @@ _TEXTS = 16
 def verify_command(
     model: Model,
     *,
-    text: Annotated[Path | None, typer.Option(help="Texts, one a line. [default: random ids]")] = None,
+    text: Annotated[Path | None, typer.Option(help="Texts, one a line.", show_default="random ids")] = None,
     dtype: DtypeOption = Dtype.fp32,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="For fastbert against transformers, absolute. [default: see below]")
+        float | None, typer.Option(min=0, help="For fastbert against transformers, absolute.", show_default="see below")
     ] = None,
     device: DeviceOption = None,
 ) -> None:

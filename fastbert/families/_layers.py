@@ -6,15 +6,15 @@ back.
 Dimension key:  T packed tokens   N features
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastbert import encoder, functional, touched
 from fastbert.encoder import Run
@@ -151,16 +151,21 @@ def attend(
     stream: int,
     dropout: nn.Module,
 ) -> Tensor:
-    """What a self-attention of these projections and this dropout makes of packed hidden states, side by side."""
-    return encoder.self_attention(
-        hidden_states,
-        *projections,
-        attention.attention_head_size,
-        run,
-        stream,
-        scale=attention.scaling,
-        dropout_p=cast(float, dropout.p) if attention.training else 0.0,
-    )
+    """What a self-attention of these projections and this dropout makes of packed hidden states, side by side.
+
+    Where padding is computed, the attention is the one of transformers' that the model goes by.
+    """
+    head_dim, dropout_p = attention.attention_head_size, cast(float, dropout.p) if attention.training else 0.0
+    if run.mask is None:
+        return encoder.self_attention(
+            hidden_states, *projections, head_dim, run, stream, scale=attention.scaling, dropout_p=dropout_p
+        )
+    shape = (*run.packing.shape, -1, head_dim)
+    q, k, v = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
+    eager = sys.modules[stock_of(attention).__module__].eager_attention_forward
+    of_transformers = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
+    context, _ = of_transformers(attention, q, k, v, run.mask, dropout=dropout_p, scaling=attention.scaling)
+    return cast(Tensor, context.reshape(hidden_states.shape[0], -1))
 
 
 class SelfAttention(Role):
@@ -175,9 +180,6 @@ class SelfAttention(Role):
     def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
         if run is None:
             return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        if run.mask is not None:
-            padded_BLN = hidden_states.view(*run.packing.shape, -1)
-            return stock_of(self).forward(self, padded_BLN, run.mask)[0].flatten(0, 1)
         return attend(self, (self.query, self.key, self.value), hidden_states, run, stream, self.dropout)
 
     def why_changed(self) -> str | None:

@@ -109,6 +109,24 @@ class PredictionHead(Role):
         return [("MLM head: labelled rows only", encoder.why_called(self.decoder, touched.linear))]
 
 
+class OwnTransform(Role):
+    """Where the half of a prediction head before the vocabulary is some of its own parts."""
+
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Its product, activation and LayerNorm."""
+        raise NotImplementedError
+
+    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
+        return transform(hidden_states, *self._leaves(), called)
+
+    def fusions(self) -> Fusions:
+        gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(*self._leaves()[:2]))
+        return [gelu, *cast(Any, super()).fusions()]
+
+    def products(self) -> list[Product]:
+        return [product(*self._leaves()[:2])]
+
+
 class PredictionHeads(Role):
     """One that holds a prediction head."""
 

@@ -13,7 +13,7 @@ from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _layers
 from fastbert.families._family import Role, stock_of
-from fastbert.families._layers import Product, product
+from fastbert.families._layers import Fusions, Product, product
 from fastbert.touched import Each, Parts, container
 
 
@@ -26,6 +26,9 @@ class ProjectAndSum(Role):
         if run is None:
             return stock_of(self).forward(self, hidden_states, input_tensor)  # type: ignore[no-any-return]
         return encoder.project_and_sum(hidden_states, self.dense, getattr(self, "dropout", None), input_tensor)
+
+    def fusions(self) -> Fusions:
+        return [("bias + dropout + residual + LayerNorm", "the LayerNorm comes first")]
 
     def products(self) -> list[Product]:
         return [product(self.dense)]
@@ -97,8 +100,8 @@ class Layer(_layers.Layer):
         """What the feed-forward begins with."""
         return attended_TN
 
-    def fusions(self) -> _layers.Fusions:
-        return []
+    def fusions(self) -> Fusions:
+        return [("feed-forward in one operator, its GELU not kept", "the LayerNorm comes first")]
 
 
 class Encoder(_layers.Encoder):

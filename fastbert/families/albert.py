@@ -3,7 +3,7 @@
 Each run of a layer has dropout masks of its own; the gradients of its weights add up.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -109,17 +109,20 @@ class LayerGroup(Role):
 class Encoder(_layers.Encoder):
     parts: ClassVar[Parts] = {
         "embedding_hidden_mapping_in": touched.linear,
-        "albert_layer_groups": Each(container(LayerGroup)),
+        "albert_layer_groups": Each(touched.read(container(LayerGroup))),
     }
 
     def _layers(self) -> Sequence[nn.Module]:
+        return [layer for i in self._order() for layer in self.albert_layer_groups[i].albert_layers]
+
+    def _order(self) -> list[int]:
+        """Which group runs when."""
         layers, groups = self.config.num_hidden_layers, self.config.num_hidden_groups
-        of_runs = [self.albert_layer_groups[int(i / (layers / groups))] for i in range(layers)]
-        return [layer for group in of_runs for layer in group.albert_layers]
+        return [int(i / (layers / groups)) for i in range(layers)]
 
     def _last_path(self) -> str:
-        groups = len(self.albert_layer_groups)
-        return f"albert_layer_groups.{groups - 1}.albert_layers.{len(self.albert_layer_groups[-1].albert_layers) - 1}"
+        last = self._order()[-1]
+        return f"albert_layer_groups.{last}.albert_layers.{len(self.albert_layer_groups[last].albert_layers) - 1}"
 
     def _begin(self, hidden_TN: Tensor) -> Tensor:
         return cast(Tensor, self.embedding_hidden_mapping_in(hidden_TN))
@@ -133,7 +136,7 @@ class BaseModel(_model.BaseModel):
         return None if self.pooler is None else self.pooler_activation(self.pooler(first_BN))
 
 
-class MLMHead(_lm_heads.PredictionHead):
+class MLMHead(_lm_heads.OwnTransform, _lm_heads.PredictionHead):
     parts: ClassVar[Parts] = {
         "dense": touched.linear,
         "activation": touched.activation,
@@ -141,15 +144,8 @@ class MLMHead(_lm_heads.PredictionHead):
         "decoder": touched.linear,
     }
 
-    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        return _lm_heads.transform(hidden_states, self.dense, self.activation, self.LayerNorm, called)
-
-    def fusions(self) -> Fusions:
-        gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.activation))
-        return [gelu, *super().fusions()]
-
-    def products(self) -> list[Product]:
-        return [product(self.dense, self.activation)]
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.dense, self.activation, self.LayerNorm
 
 
 class _Words(_lm_heads.LMHead):

@@ -1,6 +1,5 @@
 """DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT by other names, no token types, no pooler."""
 
-from collections.abc import Set
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,7 +12,7 @@ from fastbert.encoder import Run
 from fastbert.families import _heads, _inputs, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, stock_of
 from fastbert.families._layers import Fusions, Product, joined, product
-from fastbert.touched import Each, Parts, container
+from fastbert.touched import CALLED, Each, Parts, container
 
 
 class Embeddings(_layers.Embeddings):
@@ -26,7 +25,7 @@ class Embeddings(_layers.Embeddings):
         return cast(Tensor, weight.new_zeros(1, weight.shape[1]))
 
     def _limits(self, size: int, device: torch.device) -> _inputs.Limits:
-        return self._limits_of(1, size, device)
+        return self._limits_of(0, size, device)
 
 
 class SelfAttention(Role):
@@ -39,11 +38,24 @@ class SelfAttention(Role):
     }
     facts = ("is_causal", "attention_head_size")
 
-    def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
-        """With a run: before out_lin."""
-        if run is None:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
+        norm: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """With a run: the first half of a layer, which ends in this norm."""
+        if run is None or norm is None:
             return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        return _layers.attend(self, (self.q_lin, self.k_lin, self.v_lin), hidden_states, run, stream, self.dropout)
+        projections = self.q_lin, self.k_lin, self.v_lin
+        context = _layers.attend(self, projections, hidden_states, run, stream, self.dropout)
+        if rows is not None:
+            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
+        return encoder.project_and_add(context, self.out_lin, None, norm, hidden_states, run, stream + 1, rows)
 
     def why_changed(self) -> str | None:
         return _layers.why_no_kernel(self)
@@ -63,15 +75,29 @@ class FFN(Role):
         "activation": touched.activation,
     }
 
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        run: Run | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
+        norm: nn.Module | None = None,
+    ) -> Any:
+        """With a run: the second half of a layer, which ends in this norm."""
+        if run is None or norm is None:
+            return stock_of(self).forward(self, input)
+        return encoder.feed_forward(input, self.lin1, self.activation, self.lin2, self.dropout, norm, run, stream, rows)
+
     def products(self) -> list[Product]:
         return [product(self.lin1, self.activation), product(self.lin2)]
 
 
 class Layer(Role):
     parts: ClassVar[Parts] = {
-        "attention": touched.read(container(SelfAttention)),
+        "attention": container(SelfAttention),
         "sa_layer_norm": touched.norm,
-        "ffn": touched.read(container(FFN)),
+        "ffn": container(FFN),
         "output_layer_norm": touched.norm,
     }
 
@@ -87,23 +113,17 @@ class Layer(Role):
         """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
         if run is None:
             return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        context = self.attention(hidden_states, run=run, stream=stream)
-        if rows is not None:
-            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
-        attended = encoder.project_and_add(
-            context, self.attention.out_lin, None, self.sa_layer_norm, hidden_states, run, stream + 1, rows
-        )
-        ffn = self.ffn
-        return encoder.feed_forward(
-            attended, ffn.lin1, ffn.activation, ffn.lin2, ffn.dropout, self.output_layer_norm, run, stream + 2, rows
-        )
+        attended = self.attention(hidden_states, run=run, stream=stream, rows=rows, norm=self.sa_layer_norm)
+        return self.ffn(attended, run=run, stream=stream + 2, rows=rows, norm=self.output_layer_norm)
 
     def fusions(self) -> Fusions:
         ffn = self.ffn
-        why = encoder.why_not_feed_forward(ffn.lin1, ffn.activation, ffn.lin2, self.output_layer_norm)
+        why = container(FFN)(ffn)
+        if why is None or why == CALLED:
+            why = encoder.why_not_feed_forward(ffn.lin1, ffn.activation, ffn.lin2, self.output_layer_norm)
         return [
             ("bias + residual + LayerNorm", encoder.why_called(self.sa_layer_norm, touched.norm)),
-            ("feed-forward in one operator, its GELU not kept", container(FFN)(ffn) or why),
+            ("feed-forward in one operator, its GELU not kept", why),
         ]
 
 
@@ -118,7 +138,7 @@ class BaseModel(_model.BaseModel):
     _embeddings_take = ("input_ids", "inputs_embeds", "position_ids")
 
 
-class MaskedLM(_lm_heads.OwnWords, _lm_heads.MaskedLM):
+class MaskedLM(_lm_heads.OwnTransform, _lm_heads.OwnWords, _lm_heads.MaskedLM):
     """Masked language model, whose head is its own parts."""
 
     parts: ClassVar[Parts] = {
@@ -130,14 +150,14 @@ class MaskedLM(_lm_heads.OwnWords, _lm_heads.MaskedLM):
         "mlm_loss_fct": touched.mean_loss,
     }
 
-    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        return _lm_heads.transform(hidden_states, self.vocab_transform, self.activation, self.vocab_layer_norm, called)
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.vocab_transform, self.activation, self.vocab_layer_norm
 
     def _decoder(self) -> nn.Module:
         return cast(nn.Module, self.vocab_projector)
 
     def _word_modules(self) -> tuple[nn.Module, ...]:
-        of = self.vocab_transform, self.activation, self.vocab_layer_norm, self.vocab_projector
+        of = (*self._leaves(), self.vocab_projector)
         return tuple(inner for module in of for inner in module.modules())
 
 

@@ -9,10 +9,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.electra import modeling_electra as stock
 from transformers.utils.generic import can_return_tuple
 
-from fastbert import encoder, functional, touched
+from fastbert import functional, touched
 from fastbert.families import _heads, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, named
-from fastbert.families._layers import Fusions, Product
 from fastbert.touched import Parts, container
 
 
@@ -25,28 +24,24 @@ class BaseModel(_model.BaseModel):
         return embedded_TN if project is None else cast(Tensor, project(embedded_TN))
 
 
-class GeneratorPredictions(Role):
+class GeneratorPredictions(_lm_heads.Transform):
     """The half of the generator's head before the vocabulary."""
 
     parts: ClassVar[Parts] = {"dense": touched.linear, "activation": touched.activation, "LayerNorm": touched.norm}
 
-    def fusions(self) -> Fusions:
-        return [("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.activation))]
-
-    def products(self) -> list[Product]:
-        return [_layers.product(self.dense, self.activation)]
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.dense, self.activation, self.LayerNorm
 
 
 class _Words(_lm_heads.OwnWords):
     parts: ClassVar[Parts] = {
         **_heads.TokenHead.parts,
-        "generator_predictions": touched.read(container(GeneratorPredictions)),
+        "generator_predictions": container(GeneratorPredictions),
         "generator_lm_head": touched.linear,
     }
 
     def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        half = self.generator_predictions
-        return _lm_heads.transform(hidden_states, half.dense, half.activation, half.LayerNorm, called)
+        return cast(Tensor, self.generator_predictions(hidden_states, called=called))
 
     def _decoder(self) -> nn.Module:
         return cast(nn.Module, self.generator_lm_head)

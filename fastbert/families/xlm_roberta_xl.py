@@ -31,7 +31,7 @@ class Embeddings(roberta.Embeddings):
         return self.as_residual(self.dropout(hidden_TN))
 
     def fusions(self) -> _layers.Fusions:
-        return []
+        return [("embedding sum + LayerNorm + dropout", "there is no LayerNorm")]
 
 
 class Attention(_prenorm.Attention):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -26,6 +27,8 @@ def join(on_cpu: bool) -> None:
     """
     if "RANK" not in os.environ or dist.is_initialized():
         return
+    # PyTorch 2.13's, of an option that means the same in all versions.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     store, rank, world_size = next(rendezvous("env://"))
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     backend = "gloo" if on_cpu else "nccl"
