@@ -16,9 +16,7 @@ Philox: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405; 7 rounds ar
 
 import functools
 import math
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
