@@ -1,8 +1,8 @@
 """What a whole encoder must compute: BERT's, and what other families do otherwise, in plain PyTorch.
 
-It reads a model's weights by BERT's names (`bert_names`), and does what they say: a table of task types is summed where
-there is one, narrow embeddings are projected; a LayerNorm behind the last layer means that the others stand in front
-of the products, not behind the sums.
+It reads a model's weights by BERT's names (`bert_names`), and does what they say: a table of task types is summed
+where there is one, narrow embeddings are projected, and a LayerNorm behind the last layer means that the others stand
+in front of the products, not behind the sums.
 
 Dimension key:  T packed tokens   M rows   N features   V vocabulary   B batch   H heads   D head size
 """
@@ -26,7 +26,7 @@ _RENAMED = (  # of a base model's parameters, what the families call otherwise
     (r"ffn\.lin2", "output.dense"),
     (r"(layer\.\d+)\.output_layer_norm", r"\1.output.LayerNorm"),
     (r"^encoder\.embedding_hidden_mapping_in", "embeddings_project"),  # ALBERT
-    (r"albert_layer_groups\.(\d+)\.albert_layers\.0", r"layer.\1"),
+    (r"albert_layer_groups\.(\d+)\.albert_layers\.(\d+)", r"layer.\1.\2"),
     (r"attention\.(query|key|value)", r"attention.self.\1"),
     (r"attention\.dense", "attention.output.dense"),
     (r"\.ffn\.", ".intermediate.dense."),
@@ -40,7 +40,7 @@ _RENAMED = (  # of a base model's parameters, what the families call otherwise
 
 
 def bert_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A base model's weights by BERT's names. Of ALBERT, a group is a layer; it has one, which is all that is used."""
+    """A base model's weights by BERT's names; of ALBERT, layer 1 of group 0 is "encoder.layer.0.1"."""
     renamed = {}
     for name, weight in weights.items():
         for pattern, replacement in _RENAMED:
@@ -73,7 +73,7 @@ def encoder(
     eps: float,
     approximate: str = "none",
     causal: bool = False,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[object] | None = None,
     task_type_ids: Tensor | None = None,
     hidden_dropout_p: float | tuple[float, float, float] = 0.0,
     attention_dropout_p: float = 0.0,
@@ -84,7 +84,7 @@ def encoder(
     Args:
         weights: by the names of BERT's checkpoints, from "embeddings.word_embeddings.weight" on.
         input_ids, token_type_ids, position_ids, task_type_ids: (T,) int64.  cu_seqlens: (B + 1,) int32.
-        layers: which layer's weights each layer has; 0, 1, 2, ... where it is None.
+        layers: whose weights each layer has, as the names say it; 0, 1, 2, ... where it is None.
         hidden_dropout_p: behind the embeddings, at the end of attention, and of the feed-forward.
 
     Returns:

@@ -41,8 +41,10 @@ _MACHINERY = (
     "torch.profiler.",
     "torch.utils.flop_counter",
     "torch.utils.module_tracker",
-    "transformers.utils.output_capturing",
 )
+# Left on a model by the first call of transformers' own forward that returned hidden states or attentions. They do
+# nothing but in such a call.
+_CAPTURING = "transformers.utils.output_capturing"
 _ASKING = ("make_inputs_require_grads", "make_inputs_require_grad")  # transformers', PEFT's
 # Whose modules compute a product or a norm for each token, whatever the leading dimensions.
 _TOKENWISE = (
@@ -198,6 +200,8 @@ def why_touched(module: nn.Module) -> str | None:
             return f"its {name} is replaced"
     for hooks, name in zip(HOOKS(own), _HOOK_NAMES, strict=True):
         for hook in hooks.values():
+            if _home(hook) == _CAPTURING:
+                continue
             if not _is_machinery(hook):
                 return name
             touch = CALLED
@@ -208,13 +212,20 @@ def why_touched(module: nn.Module) -> str | None:
     return touch
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a hook does anything in a packed call."""
+    return any(_home(hook) != _CAPTURING for hooks in HOOKS(module.__dict__) for hook in hooks.values())
+
+
 def _is_machinery(hook: Any) -> bool:
     while isinstance(hook, functools.partial):
         hook = hook.func
-    if getattr(hook, "__name__", "") in _ASKING:
-        return True
-    where = getattr(hook, "__module__", None) or type(hook).__module__
-    return str(where).startswith(_MACHINERY)
+    return getattr(hook, "__name__", "") in _ASKING or _home(hook).startswith(_MACHINERY)
+
+
+def _home(hook: Any) -> str:
+    """The module where a hook is written."""
+    return str(getattr(hook, "__module__", None) or type(hook).__module__)
 
 
 def _is_distributed(kind: type) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import fastbert
 from fastbert import reference_encoder
-from fastbert.families import CLASSES
-from tests.models import minilm, shared, tiny_config
+from tests.families import BASES
+from tests.models import batch, config_of, mask_named, minilm, pair, shared, tiny_config
 
 
 def _compare(model: transformers.BertModel, approximate: str = "none", longest: int = 40) -> None:
@@ -76,35 +76,26 @@ def test_causal() -> None:
     torch.testing.assert_close(actual, model(ids[None]).last_hidden_state[0], atol=1e-11, rtol=1e-11)
 
 
-BASES = {kind.__name__: kind for kind in CLASSES if kind.__name__.endswith("Model") and "LMHead" not in kind.__name__}
-ALBERTS = {"num_hidden_layers": 4, "num_hidden_groups": 2}
-
-
-def _base(kind: Any, **changes: object) -> Any:
+def _base(name: str, **changes: object) -> Any:
     """A tiny base model in float64 whose weights are all random."""
-    config, usual = tiny_config(), kind.config_class()
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
-    changes |= {"embedding_size": 24, "intermediate_size": 96, "hidden_dim": 96, "use_task_id": True}
-    changes |= {name: getattr(config, name) for name in sizes} | (ALBERTS if "Albert" in kind.__name__ else {})
-    model = kind(kind.config_class(**{name: size for name, size in changes.items() if hasattr(usual, name)})).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model
+    return pair(name, config_of(name, **changes))[0].double()
 
 
-def _specified(model: Any, batch: dict[str, Tensor], seqlens: list[int], **options: Any) -> list[Tensor]:
-    """The specification with a model's weights, of (B, L) inputs whose rows are that long."""
-    config, cu_seqlens = model.config, torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32)
-    ids, types, tasks = (
-        torch.cat([t[i, :n] for i, n in enumerate(seqlens)]) if t is not None else None
-        for t in map(batch.get, ("input_ids", "token_type_ids", "task_type_ids"))
-    )
+def _specified(model: Any, inputs: dict[str, Tensor], **options: Any) -> list[Tensor]:
+    """The specification with a model's weights, of right-padded inputs."""
+    config, keep = model.config, inputs["attention_mask"].bool()
+    seqlens = keep.sum(-1).tolist()
+    cu_seqlens = torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32)
+    ids = inputs["input_ids"][keep]
+    types, tasks = (inputs[n][keep] if n in inputs else None for n in ("token_type_ids", "task_type_ids"))
     positions = torch.cat([torch.arange(n) for n in seqlens])
     if hasattr(model.embeddings, "padding_idx"):
         positions = reference_encoder.counted_positions(ids, cu_seqlens, model.embeddings.padding_idx)
     if "Albert" in type(model).__name__:
-        options |= {"layers": [0, 0, 1, 1], "approximate": "tanh"}
+        per_group = config.num_hidden_layers / config.num_hidden_groups
+        groups = [int(i / per_group) for i in range(config.num_hidden_layers)]
+        options["layers"] = [f"{group}.{i}" for group in groups for i in range(config.inner_group_num)]
+        options["approximate"] = "tanh"
     return reference_encoder.encoder(
         reference_encoder.bert_names(dict(model.named_parameters())),
         ids,
@@ -118,50 +109,34 @@ def _specified(model: Any, batch: dict[str, Tensor], seqlens: list[int], **optio
     )
 
 
-def _batch(model: Any, seqlens: list[int]) -> dict[str, Tensor]:
-    """Right-padded; ids are also those of padding."""
-    shape = len(seqlens), max(seqlens)
-    batch = {
-        "input_ids": torch.randint(0, 100, shape),
-        "attention_mask": (torch.arange(shape[1]) < torch.tensor(seqlens)[:, None]).long(),
-    }
-    if hasattr(model.config, "type_vocab_size"):
-        batch["token_type_ids"] = torch.randint(0, model.config.type_vocab_size, shape)
-    if hasattr(model.config, "use_task_id"):
-        batch["task_type_ids"] = torch.randint(0, model.config.task_type_vocab_size, shape)
-    return batch
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", BASES)
 def test_every_family(name: str) -> None:
-    seqlens = [40, 1, 7, 7, 12]
-    model = _base(BASES[name]).eval()
-    batch = _batch(model, seqlens)
-    keep = batch["attention_mask"].bool()
-    expected = model(**batch, output_hidden_states=True).hidden_states
+    model, inputs = _base(name), batch(name, mask_named("right"))
+    inputs["input_ids"][0, 3] = 1  # that of padding, for RoBERTa, inside a text
+    keep = inputs["attention_mask"].bool()
+    expected = model(**inputs, output_hidden_states=True).hidden_states
     if model.config.model_type == "electra":  # which returns what is not projected yet
         expected = expected[1:]
-    actual = _specified(model, batch, seqlens)[-len(expected) :]
+    actual = _specified(model, inputs)[-len(expected) :]
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e[keep], atol=1e-11, rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["AlbertModel", "DistilBertModel"])
 def test_dropout_of_layers_that_run_twice_or_drop_in_other_places(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seqlens = [9, 4, 17]
     rates = {"AlbertModel": (0.2, 0.2, 0.0), "DistilBertModel": (0.2, 0.0, 0.2)}[name]
     names = "hidden_dropout_prob", "dropout", "attention_probs_dropout_prob", "attention_dropout"
-    model = _base(BASES[name], **dict(zip(names, (0.2, 0.2, 0.3, 0.3), strict=True)))
-    batch, seed = _batch(model, seqlens), torch.tensor(-987654321)
-    batch["input_ids"].clamp_(min=2)  # no id of padding, whose row has no gradient
+    model = _base(name, **dict(zip(names, (0.2, 0.2, 0.3, 0.3), strict=True)))
+    inputs, seed = batch(name, mask_named("right")), torch.tensor(-987654321)
     monkeypatch.setattr("fastbert.functional.draw_seed", lambda device: seed)
-    expected = _specified(model, batch, seqlens, hidden_dropout_p=rates, attention_dropout_p=0.3, seed=seed)[-1]
+    expected = _specified(model, inputs, hidden_dropout_p=rates, attention_dropout_p=0.3, seed=seed)[-1]
     gradient = torch.randn_like(expected)
     expected.backward(gradient)
     expected_gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    actual = fastbert.patch(model.train(), strict=True)(**batch).last_hidden_state[batch["attention_mask"].bool()]
+    keep = inputs["attention_mask"].bool()
+    actual = fastbert.patch(model.train(), strict=True)(**inputs).last_hidden_state[keep]
     torch.testing.assert_close(actual, expected, atol=1e-11, rtol=1e-11)
     actual.backward(gradient)
     for n, grad in expected_gradients.items():
