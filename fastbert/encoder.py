@@ -156,6 +156,11 @@ def _query_key_value(
     return q, k, v
 
 
+def chosen(rows: Tensor | None, *of_tokens: Tensor) -> tuple[Tensor, ...]:
+    """Those rows of each; all for None."""
+    return of_tokens if rows is None else tuple(t.index_select(0, rows) for t in of_tokens)
+
+
 def project_and_add(
     x: Tensor,
     dense: nn.Module,

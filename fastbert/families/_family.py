@@ -49,6 +49,18 @@ def stock_of(module: Any) -> Any:
     return getattr(kind, "_stock", kind)
 
 
+class Packed(Role):
+    """Of a module that takes packed hidden states, (T, N), given a `run`; without one it is transformers' own."""
+
+    def forward(self, *args: Any, run: Any = None, **kwargs: Any) -> Any:
+        if run is None:
+            return stock_of(self).forward(self, *args, **kwargs)
+        return self._packed(*args, run=run, **kwargs)
+
+    def _packed(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
 class ModelRole(Role):
     """Of a model that one can load. Built directly (not patched later), it gets fastbert's classes in all its parts."""
 

@@ -29,7 +29,7 @@ class Embeddings(_layers.Embeddings):
         return dataclasses.replace(super()._limits(size, device), padding_idx=self.padding_idx)
 
 
-class LMHead(_lm_heads.OwnTransform, _lm_heads.PredictionHead):
+class LMHead(_lm_heads.Half, _lm_heads.PredictionHead):
     parts: ClassVar[Parts] = {"dense": touched.linear, "layer_norm": touched.norm, "decoder": touched.linear}
 
     def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
