@@ -27,7 +27,7 @@ import fastbert
 from bench.harness import Bench, NotApplicableError, Ready, compiled, disagreement, largest_error
 from bench.record import OURS, Work
 from bench.shapes import MODELS, VOCABULARY, batch_of
-from fastbert import reference
+from fastbert import reference_encoder
 from fastbert.packing import Packing
 
 LABELLED = 0.15
@@ -130,7 +130,7 @@ def _providers(case: dict[str, Any], bench: Bench, work: Work) -> dict[str, Call
         if not inference:
             raise NotApplicableError("the reference has no heads")
         model = make_model(case, device)
-        call = reference_encoder(model)
+        call = specification(model)
         return Ready([make_step(case, model, batch, call)], check().wrong(model, call))
 
     providers = {OURS: lambda: ready("sdpa", patch=True, counts=True), "transformers SDPA": lambda: ready("sdpa")}
@@ -259,7 +259,7 @@ def prefer_cudnn(call: Callable[..., Any]) -> Callable[..., Any]:
     return preferring
 
 
-def reference_encoder(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:
+def specification(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:
     """The specification with a model's weights, called like the model."""
     weights = model.state_dict()
 
@@ -269,7 +269,7 @@ def reference_encoder(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:
         else:
             packing = Packing.from_mask(attention_mask)
         ids = packing.pack(input_ids)
-        hidden = reference.encoder(
+        hidden = reference_encoder.encoder(
             weights,
             ids,
             torch.zeros_like(ids),

@@ -39,8 +39,9 @@ class Run(NamedTuple):
 
 def why_called(module: nn.Module, role: Role) -> str | None:
     """Why a leaf is called instead of fused, or None: for people."""
-    why = role(module)
-    return f"{type(module).__name__} is called" if why == CALLED else why
+    why, kind = role(module), type(module)
+    name = kind.__name__ if kind.__module__.startswith("torch.") else f"{kind.__module__}.{kind.__name__}"
+    return f"{name} is called" if why == CALLED else why
 
 
 def why_not_gelu(dense: nn.Module, activation: nn.Module) -> str | None:

@@ -20,6 +20,7 @@ from fastbert.touched import (
     Whole,
     dropout,
     dropout_rate,
+    is_hooked,
     methods,
     why_class_touched,
 )
@@ -123,7 +124,7 @@ class Survey:
         if not _can_be_watched(module):
             return  # a function, or a scripted module: known by what stands in its parent
         self._visited[module] = None
-        if any(HOOKS(module.__dict__)):
+        if is_hooked(module):
             self.hooked.append(path)
         if why == CALLED and inside:
             self._visited.update((m, None) for m in module.modules() if _can_be_watched(m))
@@ -137,6 +138,8 @@ class Survey:
         own = module.__dict__
         self._facts += [(own, name) for name in _FACTS.get(type(module), ())]
         self._facts += [(own, name) for _, name in methods(type(module)) if name != "forward"]
+        if type(module) is nn.CrossEntropyLoss:
+            self._facts.append((own["_buffers"], "weight"))
         if not ours:
             return  # a module of others' may have attributes of any name
         changed = getattr(module, "why_changed", None)

@@ -4,6 +4,7 @@ Dimension key:  B batch   L padded length
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,15 +12,14 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import BertConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 import fastbert
 import fastbert.patching  # takes down methods as they are written, before a test replaces one
-from tests.models import HEADS
+from fastbert.families import CLASSES as FAST
 from tests.touches import KINDS, Seen
 
-CLASSES = (*HEADS, "BertLMHeadModel")
-LAYERS = {"BertForMaskedLM": 2}  # in its training the last one is another; 1 in all others
+CLASSES = tuple(sorted(kind.__name__ for kind in FAST if issubclass(kind, PreTrainedModel)))  # of all families
 PHASES = {"evaluation": False, "training": True}
 TOLERANCE = 2e-5
 
@@ -42,19 +42,7 @@ class Stand:
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
         self.name = name
-        config = BertConfig(
-            vocab_size=20,
-            hidden_size=8,
-            num_hidden_layers=LAYERS.get(name, 1),
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=8,
-            layer_norm_eps=0.01,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            num_labels=2 if name == "BertForQuestionAnswering" else 3,
-            is_decoder=name == "BertLMHeadModel",
-        )
+        config = tiny(name)
         self.model = getattr(transformers, name)(config)
         with torch.no_grad():
             for p in self.model.parameters():  # as initialised, biases are 0 and LayerNorms 1
@@ -62,7 +50,7 @@ class Stand:
         self.paths = [path for path, _ in self.model.named_modules()]
         self._tensors = [*self.model.parameters(), *self.model.buffers()]
         self._values = [t.detach().clone() for t in self._tensors]
-        if len(self.model.base_model.encoder.layer) > 1:
+        if config.num_hidden_layers > 1:
             self.run([], training=False)  # then transformers' hooks on layers are there, always before a test's own
         self._parts = {}
         for training in PHASES.values():
@@ -132,6 +120,41 @@ class _Part:
             state[key] = container.copy()
 
 
+def tiny(name: str) -> PretrainedConfig:
+    """Of a class, without dropout."""
+    of: Any = getattr(transformers, name)
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "embedding_size": 6,
+        "num_hidden_layers": 2 if name.endswith("MaskedLM") else 1,  # in its training the last one is another
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 8,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 0.01,
+        "is_decoder": is_causal(name),
+        "use_task_id": True,
+        "num_labels": 2 if name.endswith(("QuestionAnswering", "AlbertForPreTraining")) else 3,
+    }
+    if name.startswith("DistilBert"):
+        sizes |= {"dim": 8, "hidden_dim": 16, "n_layers": sizes["num_hidden_layers"], "n_heads": 2}
+    if name.startswith("Albert"):  # one layer runs twice; or two groups of two
+        sizes |= {"num_hidden_layers": 2} | dict.fromkeys(
+            ("num_hidden_groups", "inner_group_num"), 2 if name.endswith("PreTraining") else 1
+        )
+    known = {"num_labels", *inspect.signature(of.config_class).parameters}
+    config = of.config_class(**{key: value for key, value in sizes.items() if key in known})
+    for key, value in config.to_dict().items():
+        if "dropout" in key and value:
+            setattr(config, key, 0.0)
+    return config
+
+
+def is_causal(name: str) -> bool:
+    return name.endswith(("CausalLM", "LMHeadModel"))
+
+
 @functools.cache
 def stand(name: str) -> Stand:
     return Stand(name)
@@ -145,34 +168,41 @@ def _batch(name: str, training: bool) -> tuple[dict[str, Any], Tensor]:
     """
     ids = torch.tensor([[2, 7, 0, 3, 1], [2, 9, 3, 4, 5]])
     valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    if training and name == "BertForQuestionAnswering":  # in transformers, padding takes a share of the softmax
+    if training and name.endswith("QuestionAnswering"):  # in transformers, padding takes a share of the softmax
         valid = torch.ones_like(valid)
     types = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
-    if name == "BertForMultipleChoice":
+    if name.endswith("MultipleChoice"):
         ids, valid, types = (torch.stack([t, t.flip(0)], dim=1) for t in (ids, valid, types))
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": valid}
+    taken = inspect.signature(getattr(transformers, name).forward).parameters
     if training:
         inputs.update(_labels(name, ids, valid))
     else:
-        inputs.update(token_type_ids=types, output_hidden_states=True)
-        if name == "BertLMHeadModel":
-            inputs["use_cache"] = False
+        more: dict[str, Any] = {"token_type_ids": types}
+        more |= {"task_type_ids": types + 1} if types.ndim == 2 else {}  # transformers takes none of several choices
+        more |= {"use_cache": False} if is_causal(name) else {}
+        inputs.update({key: value for key, value in more.items() if key in taken})
+        inputs["output_hidden_states"] = True
     return inputs, valid.flatten(0, -2).bool()
 
 
 def _labels(name: str, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
     of_rows = torch.tensor([1, 0])
-    if name == "BertModel":
-        return {}
-    if name == "BertForQuestionAnswering":
-        return {"start_positions": of_rows, "end_positions": of_rows + 1}
-    if name in ("BertForMaskedLM", "BertForPreTraining"):
+    head = name.rpartition("For")[2]
+    if name == "ElectraForPreTraining":
+        return {"labels": ids % 2}
+    if head in ("MaskedLM", "PreTraining"):
         chosen = valid.bool() & torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 1, 1]]).bool()
         labels = {"labels": torch.where(chosen, ids, -100)}
-        return labels | ({"next_sentence_label": of_rows} if name == "BertForPreTraining" else {})
-    if name == "BertLMHeadModel":
+        of_pair = "sentence_order_label" if name.startswith("Albert") else "next_sentence_label"
+        return labels | ({of_pair: of_rows} if head == "PreTraining" else {})
+    if is_causal(name):
         return {"labels": torch.where(valid.bool(), ids, -100)}
-    if name == "BertForTokenClassification":
+    if head.endswith("Model"):
+        return {}
+    if head == "QuestionAnswering":
+        return {"start_positions": of_rows, "end_positions": of_rows + 1}
+    if head == "TokenClassification":
         return {"labels": torch.where(valid.bool(), ids % 3, -100)}
     return {"labels": of_rows}
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import fastbert
+from fastbert.inference import Embedder, fill_mask, load_model
 from tests.curves import losses
 from tests.families import both, dropping
 from tests.models import assert_gradients_close, batch, config_of, mask_named
@@ -107,6 +108,30 @@ def test_pipelines(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(torch.tensor(a), torch.tensor(e), atol=1e-5, rtol=1e-5)
         assert fastbert.report(call.model).packed_calls >= 1
+
+
+@pytest.mark.parametrize("family", ["Albert", "DistilBert", "Electra", "Roberta"])
+def test_vectors_and_masks(family: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """`fastbert embed` and `fastbert fill-mask`: of a masked language model's checkpoint, both."""
+    _model(f"{family}ForMaskedLM", tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = [*TEXTS, " ".join(TEXTS * 5)]
+    inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    keep = inputs["attention_mask"][..., None]
+    stock = load_model(transformers.AutoModel, str(tmp_path))
+    with torch.no_grad():
+        expected = (stock(**inputs).last_hidden_state * keep).sum(1) / keep.sum(1)
+    actual = Embedder.from_pretrained(str(tmp_path))(texts)
+    torch.testing.assert_close(torch.from_numpy(actual), expected, atol=1e-5, rtol=0)
+
+    call = transformers.pipeline("fill-mask", model=str(tmp_path), tokenizer=tokenizer, device="cpu")
+    model = fastbert.patch(load_model(transformers.AutoModelForMaskedLM, str(tmp_path), may_miss=()), strict=True)
+    for mask in ("<mask>", "[MASK]"):
+        (fillings,) = fill_mask(model, tokenizer, f"the {mask} drinks", top_k=3)
+        for filling, answer in zip(fillings, call("the <mask> drinks", top_k=3), strict=True):
+            assert filling.token == answer["token_str"]
+            assert filling.text == f"the {answer['token_str']} drinks"
+            assert filling.probability == pytest.approx(answer["score"], abs=1e-5)
 
 
 def test_sentence_transformer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

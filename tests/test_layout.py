@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fastbert import _library, functional, reference  # noqa: F401  functional registers every operator
+from tests import faults
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("reference", "_C", "errors", "terminal"),
+    ("reference", "reference_encoder", "_C", "errors", "hub", "machine", "terminal"),
     ("_library",),
     ("kernels",),
     ("functional", "packing", "touched"),
@@ -20,7 +21,7 @@ LAYERS = (
     ("models", "patching", "warmup", "data"),
     ("inference", "verify", "demo"),
     ("training", "tasks"),
-    ("commands", "cli"),
+    ("commands", "cli", "__main__"),
 )
 OPERATORS = sorted(_library.backends("cpu"))
 STEMS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py") if not p.stem.startswith("_"))
@@ -65,7 +66,9 @@ def test_imports_run_only_downwards(path: Path) -> None:
 
 def test_the_reference_needs_nothing_of_ours() -> None:
     assert not _imports(ROOT / "fastbert/reference.py")
-    assert "transformers" not in (ROOT / "fastbert/reference.py").read_text().split("import", 1)[1]
+    assert _imports(ROOT / "fastbert/reference_encoder.py") == {"fastbert.reference"}
+    for name in ("reference", "reference_encoder"):
+        assert "transformers" not in (ROOT / f"fastbert/{name}.py").read_text().split("import", 1)[1]
 
 
 def test_kernels_is_a_plain_folder_behind_a_link() -> None:
@@ -96,3 +99,8 @@ def test_every_operator_has_a_test_and_a_bench(stem: str) -> None:
     for name in defined:
         assert name in tests, f"tests/test_{stem}.py does not test {name}"
     assert (ROOT / f"bench/bench_{stem}.py").exists()
+
+
+def test_planted_faults_have_a_place_in_the_tree() -> None:
+    stale = {fault["old"]: faults.why_stale(fault["file"], fault["old"]) for fault in faults.planted()}
+    assert not {old: why for old, why in stale.items() if why}

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 import fastbert
-from fastbert import reference
+from fastbert import reference_encoder
 from tests.models import (
     BATCH,
     HEADS,
@@ -367,7 +367,7 @@ class TestDropout:
         actual = model(**inputs, output_hidden_states=True).hidden_states
         keep = inputs["attention_mask"].bool()
         seqlens = keep.sum(-1)
-        expected = reference.encoder(
+        expected = reference_encoder.encoder(
             dict(model.named_parameters()),
             inputs["input_ids"][keep],
             inputs["token_type_ids"][keep],

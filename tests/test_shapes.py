@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 import fastbert
 from tests.models import (
@@ -22,6 +23,13 @@ from tests.models import (
     tiny_config,
 )
 
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+}
 IDS = torch.randint(1, 99, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
 TYPES = (torch.arange(LENGTH) > 6).long()
 ZEROS = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
@@ -143,6 +151,12 @@ class WithMasks(transformers.BertModel):
         return super()._create_attention_masks(*args, **kwargs)
 
 
+class Backwards(RobertaEmbeddings):
+    @staticmethod
+    def create_position_ids_from_input_ids(input_ids: Tensor, padding_idx: int, *args: Any) -> Tensor:
+        return RobertaEmbeddings.create_position_ids_from_input_ids(input_ids.flip(-1), padding_idx).flip(-1)
+
+
 class TestSubclasses:
     @pytest.mark.parametrize("kind", [Mine, MyModel])
     def test_patched_where_the_forward_is_the_parents(self, kind: type, tmp_path: Any) -> None:
@@ -175,6 +189,12 @@ class TestSubclasses:
             ValueError, match=rf"{kind.__name__} cannot be patched: {kind.__name__} has its own {method}"
         ):
             fastbert.patch(model)
+
+    def test_positions_of_ones_own(self) -> None:
+        stock = transformers.RobertaModel(transformers.RobertaConfig(**SIZES)).eval()
+        stock.embeddings = Backwards(stock.config).eval()
+        fast = fastbert.patch(copy.deepcopy(stock))
+        torch.testing.assert_close(fast(IDS)[0], stock(IDS)[0], atol=1e-5, rtol=1e-5)
 
     def test_one_in_a_head(self) -> None:
         stock, _ = pair("BertForMaskedLM")

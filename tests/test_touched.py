@@ -8,9 +8,12 @@ modules take turns, and variants too of the base model's, each of which meets ea
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
 
 import fastbert
 from tests.optional import needs
@@ -28,7 +31,7 @@ def _cells(of: Stand, kind: str, number: int) -> list[tuple[str, bool, tuple[str
         return list(itertools.product(variants, PHASES.values(), [ORDERS], [True]))
     turn = CLASSES.index(of.name)
     cell = number + list(KINDS).index(kind) + turn
-    if not path.startswith("bert."):
+    if not path.startswith(f"{of.model.base_model_prefix}."):
         undo = cell // 2 % 2 == 0
         return [(v, training, (ORDERS[(cell + training) % 2],), undo) for v in variants for training in PHASES.values()]
     order, undo = ORDERS[cell // 2 % 2], cell // 4 % 4 == 0
@@ -72,7 +75,7 @@ def test_a_hook_on_all_modules(name: str, form: str) -> None:
 def test_a_method_of_a_class_replaced(name: str) -> None:
     """For everybody: of transformers' classes and PyTorch's. What is in the encoder falls back."""
     of, wrong = stand(name), []
-    inside = {type(m) for path, m in of.model.named_modules() if "encoder." in path}
+    inside = {type(m) for path, m in of.model.named_modules() if re.search(r"(encoder|transformer)\.", path)}
     classes = dict.fromkeys(type(m) for m in of.model.modules())
     for chosen, method in [(kind, method) for kind in classes for method in methods(kind)]:
         what = f"{chosen.__name__}.{method}"
@@ -85,6 +88,34 @@ def test_a_method_of_a_class_replaced(name: str) -> None:
             wrong += [Wrong(what, phase(training), f"it is not named: {reason}") for reason in unnamed]
     if wrong:
         pytest.fail(message(wrong), pytrace=False)
+
+
+def _gathered(of: Stand, path: str, training: bool) -> tuple[list[str], bool]:
+    """What is wrong where a module's weights are there only while it is called; and whether the call ran packed."""
+    of.restore(training)
+    fastbert.patch(of.model, lazy_logits=False)
+    module = of.model.get_submodule(path)
+    own = {p: p.detach().clone() for p in module.parameters()}
+
+    def gather(*_: Any) -> None:
+        for p, value in own.items():
+            p.data = value.clone()
+
+    def give_away(*_: Any) -> None:
+        for p in own:
+            p.data = torch.full_like(p, torch.nan)
+
+    gather.__module__ = give_away.__module__ = "torch.distributed.fsdp"
+    give_away()
+    module.register_forward_pre_hook(gather)
+    module.register_forward_hook(give_away)
+    results = [of.run([], training)]
+    packed = fastbert.report(of.model).packed_calls > 0
+    fastbert.unpatch(of.model)
+    results.append(of.run([], training))
+    if any(not t.isfinite().all() for t in results[1].outputs.values()):
+        return [], packed  # transformers reads them elsewhere too
+    return list(of.differences(*results, training, packed)), packed
 
 
 def _everywhere(
@@ -118,3 +149,17 @@ def _everywhere(
     wrong += [Wrong(what, f"{phase(training)}, undone", "; ".join(found))] * bool(found)
     of.restore()
     return wrong, reasons, bool(results[0].seen)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_weights_that_are_there_only_in_a_call(name: str) -> None:
+    """As under FSDP, whose hooks gather a module's weights and give them away again."""
+    of, wrong, packed = stand(name), [], set()
+    for training, path in itertools.product(PHASES.values(), of.paths[1:]):
+        found, is_packed = _gathered(of, path, training)
+        wrong += [Wrong(path, phase(training), "; ".join(found[:3]))] * bool(found)
+        packed |= {path} if is_packed else set()
+    of.restore()
+    layers = {path for path in of.paths if re.search(r"layers?\.\d$", path)}
+    assert not wrong, message(wrong)
+    assert layers <= packed

@@ -110,7 +110,7 @@ def _backward_pre_hook(model: nn.Module, path: str, variant: str, seen: Seen) ->
 
 def methods(kind: type[nn.Module]) -> list[str]:
     """`forward` and, of transformers' classes, what else `forward` might call."""
-    own = [name for name, f in vars(kind).items() if inspect.isfunction(f) and name[:2] != "__"]
+    own = [name for name, f in vars(kind).items() if inspect.isroutine(f) and name[:2] != "__"]
     others = [name for name in own if name != "forward" and not name.startswith(("get_", "set_"))]
     has_forward = kind.forward is not nn.Module.forward  # a list of modules has none
     return ["forward"] * has_forward + (others if kind.__module__.startswith("transformers.models.") else [])
@@ -131,15 +131,16 @@ def _method(model: nn.Module, path: str, variant: str, seen: Seen) -> Undo:
 
 def patched_class(kind: type[nn.Module], name: str, seen: Seen) -> Undo:
     """Replace a method of a class for everybody."""
-    before, own = getattr(kind, name), name in vars(kind)
+    before, own = getattr(kind, name), vars(kind).get(name)
 
     @functools.wraps(before)
-    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        seen.append(shapes(args))
-        return scaled(before(self, *args, **kwargs))
+    def method(*args: Any, **kwargs: Any) -> Any:
+        seen.append(shapes(args if static else args[1:]))
+        return scaled(before(*args, **kwargs))
 
-    setattr(kind, name, method)
-    return lambda: setattr(kind, name, before) if own else delattr(kind, name)
+    static = isinstance(own, staticmethod)
+    setattr(kind, name, staticmethod(method) if static else method)
+    return lambda: delattr(kind, name) if own is None else setattr(kind, name, own)
 
 
 def _subclass(model: nn.Module, path: str, variant: str, seen: Seen) -> Undo:
@@ -262,7 +263,7 @@ def _others(value: Any) -> Iterator[tuple[str, Any]]:
         other = value / 2 if value else 1.0
         yield str(other), other
     elif isinstance(value, str):
-        other = "tanh" if value == "none" else "none"
+        other = {"none": "tanh", "first": "mean"}.get(value, "none")
         yield other, other
     elif value is None:
         yield from (("1", 1), ("0.1", 0.1))

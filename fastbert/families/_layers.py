@@ -9,7 +9,7 @@ Dimension key:  T packed tokens   N features
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,35 @@ from fastbert.survey import Survey
 from fastbert.touched import Each, Parts, container
 
 Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
-Products = list[tuple[int, int, str | None]]  # of a module: features in and out, and the form of a GELU behind it
 
 
-def product(dense: nn.Module, activation: nn.Module | None = None) -> Products:
-    """None of a module that is called: what it computes is its own business."""
-    if touched.linear(dense) is not None:
-        return []
-    dense = cast(nn.Linear, dense)
-    return [(dense.in_features, dense.out_features, touched.gelu_form(activation))]
+class Product(NamedTuple):
+    """A matrix product of a module, for `report`.
+
+    Attributes:
+        K, N: features in and out; None where what is called does not say.
+        form: of a GELU behind it.  called: why its module computes it, or None.
+    """
+
+    K: int | None
+    N: int | None
+    form: str | None
+    called: str | None
+
+
+def product(dense: nn.Module, activation: nn.Module | None = None) -> Product:
+    called = encoder.why_called(dense, touched.linear)
+    form = touched.gelu_form(activation) if called is None else None
+    return Product(getattr(dense, "in_features", None), getattr(dense, "out_features", None), form, called)
+
+
+def joined(*projections: nn.Module) -> list[Product]:
+    """Of query, key and value: all at once, as where there are tokens enough; each by itself where one is called."""
+    q, k, v = map(product, projections)
+    if q.N is not None and q == k == v and q.called is None:
+        return [q._replace(N=3 * q.N)]
+    apart = "Linear is called, for q, k and v cannot be one product"
+    return [of._replace(called=of.called or apart) for of in (q, k, v)]
 
 
 def rows_of(table: nn.Module) -> int | None:
@@ -169,9 +189,8 @@ class SelfAttention(Role):
     def fusions(self) -> Fusions:
         return [("packed attention", self.why_changed())]
 
-    def products(self) -> Products:
-        """All three at once, as where there are tokens enough."""
-        return [(K, 3 * N, form) for K, N, form in product(self.query)]
+    def products(self) -> list[Product]:
+        return joined(self.query, self.key, self.value)
 
 
 class ProjectAndAdd(Role):
@@ -197,8 +216,8 @@ class ProjectAndAdd(Role):
     def fusions(self) -> Fusions:
         return [("bias + dropout + residual + LayerNorm", encoder.why_called(self.LayerNorm, touched.norm))]
 
-    def products(self) -> Products:
-        return product(self.dense)
+    def products(self) -> list[Product]:
+        return [product(self.dense)]
 
 
 class Attention(Role):
@@ -237,8 +256,8 @@ class Intermediate(Role):
     def fusions(self) -> Fusions:
         return [("linear + bias + GELU", encoder.why_not_gelu(self.dense, self.intermediate_act_fn))]
 
-    def products(self) -> Products:
-        return product(self.dense, self.intermediate_act_fn)
+    def products(self) -> list[Product]:
+        return [product(self.dense, self.intermediate_act_fn)]
 
 
 class Layer(Role):

@@ -21,7 +21,7 @@ from fastbert import encoder, functional, touched
 from fastbert.families import _base, _deferred, _inputs, _losses
 from fastbert.families._family import Role, stock_of
 from fastbert.families._heads import TokenHead
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._layers import Fusions, Product, product
 from fastbert.families._model import PackedHidden
 from fastbert.touched import Parts, container
 
@@ -75,8 +75,8 @@ class Transform(Role):
     def fusions(self) -> Fusions:
         return [("MLM head: linear + bias + GELU", encoder.why_not_gelu(*self._leaves()[:2]))]
 
-    def products(self) -> Products:
-        return product(*self._leaves()[:2])
+    def products(self) -> list[Product]:
+        return [product(*self._leaves()[:2])]
 
 
 class PredictionHead(Role):
@@ -123,8 +123,8 @@ class OwnTransform(Role):
         gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(*self._leaves()[:2]))
         return [gelu, *cast(Any, super()).fusions()]
 
-    def products(self) -> Products:
-        return product(*self._leaves()[:2])
+    def products(self) -> list[Product]:
+        return [product(*self._leaves()[:2])]
 
 
 class PredictionHeads(Role):

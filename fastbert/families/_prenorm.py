@@ -13,7 +13,7 @@ from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _layers
 from fastbert.families._family import Role, stock_of
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._layers import Fusions, Product, product
 from fastbert.touched import Each, Parts, container
 
 
@@ -30,8 +30,8 @@ class ProjectAndSum(Role):
     def fusions(self) -> Fusions:
         return [("bias + dropout + residual + LayerNorm", "the LayerNorm comes first")]
 
-    def products(self) -> Products:
-        return product(self.dense)
+    def products(self) -> list[Product]:
+        return [product(self.dense)]
 
 
 class Attention(_layers.Attention):

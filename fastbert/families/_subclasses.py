@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from fastbert import touched
+
 _MADE: dict[type, type] = {}  # the user's class: the one made from it
 
 
@@ -31,14 +33,12 @@ def why_not(kind: type, classes: Mapping[type, type]) -> str | None:
     if known is None:
         return "it comes from no class that fastbert knows"
     replaced = [name for name, value in vars(classes[known]).items() if inspect.isfunction(value)]
+    replaced += [name for _, name in touched.methods(known)]
     for base in kind.__mro__[: kind.__mro__.index(known)]:
-        own = [name for name in (*replaced, *_CALLED) if name in vars(base)]
+        own = [name for name in ("forward", *replaced, "__call__") if name in vars(base)]
         if own:
             return f"{base.__name__} has its own {own[0]}, where {known.__name__}'s is what fastbert replaces"
     return None
-
-
-_CALLED = ("forward", "feed_forward_chunk", "_create_attention_masks", "__call__")
 
 
 def _parent(kind: type, classes: Mapping[type, type]) -> Any:

@@ -14,7 +14,7 @@ from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, named, stock_of
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._layers import Fusions, Product, joined, product
 from fastbert.touched import Each, Parts, container
 
 
@@ -56,8 +56,8 @@ class Attention(Role):
         norm = encoder.why_called(self.LayerNorm, touched.norm)
         return [("packed attention", self.why_changed()), ("bias + dropout + residual + LayerNorm", norm)]
 
-    def products(self) -> Products:
-        return [(K, 3 * N, form) for K, N, form in product(self.query)] + product(self.dense)
+    def products(self) -> list[Product]:
+        return [*joined(self.query, self.key, self.value), product(self.dense)]
 
 
 class Layer(Role):
@@ -98,8 +98,8 @@ class Layer(Role):
         why = encoder.why_not_feed_forward(self.ffn, self.activation, self.ffn_output, self.full_layer_layer_norm)
         return [("feed-forward in one operator, its GELU not kept", why)]
 
-    def products(self) -> Products:
-        return product(self.ffn, self.activation) + product(self.ffn_output)
+    def products(self) -> list[Product]:
+        return [product(self.ffn, self.activation), product(self.ffn_output)]
 
 
 class LayerGroup(Role):
@@ -109,17 +109,20 @@ class LayerGroup(Role):
 class Encoder(_layers.Encoder):
     parts: ClassVar[Parts] = {
         "embedding_hidden_mapping_in": touched.linear,
-        "albert_layer_groups": Each(container(LayerGroup)),
+        "albert_layer_groups": Each(touched.read(container(LayerGroup))),
     }
 
     def _layers(self) -> Sequence[nn.Module]:
+        return [layer for i in self._order() for layer in self.albert_layer_groups[i].albert_layers]
+
+    def _order(self) -> list[int]:
+        """Which group runs when."""
         layers, groups = self.config.num_hidden_layers, self.config.num_hidden_groups
-        of_runs = [self.albert_layer_groups[int(i / (layers / groups))] for i in range(layers)]
-        return [layer for group in of_runs for layer in group.albert_layers]
+        return [int(i / (layers / groups)) for i in range(layers)]
 
     def _last_path(self) -> str:
-        groups = len(self.albert_layer_groups)
-        return f"albert_layer_groups.{groups - 1}.albert_layers.{len(self.albert_layer_groups[-1].albert_layers) - 1}"
+        last = self._order()[-1]
+        return f"albert_layer_groups.{last}.albert_layers.{len(self.albert_layer_groups[last].albert_layers) - 1}"
 
     def _begin(self, hidden_TN: Tensor) -> Tensor:
         return cast(Tensor, self.embedding_hidden_mapping_in(hidden_TN))

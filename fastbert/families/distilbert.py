@@ -11,8 +11,8 @@ from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _inputs, _layers, _lm_heads, _model
 from fastbert.families._family import Role, family, stock_of
-from fastbert.families._layers import Fusions, Products, product
-from fastbert.touched import Each, Parts, container
+from fastbert.families._layers import Fusions, Product, joined, product
+from fastbert.touched import CALLED, Each, Parts, container
 
 
 class Embeddings(_layers.Embeddings):
@@ -63,8 +63,8 @@ class SelfAttention(Role):
     def fusions(self) -> Fusions:
         return [("packed attention", self.why_changed())]
 
-    def products(self) -> Products:
-        return [(K, 3 * N, form) for K, N, form in product(self.q_lin)] + product(self.out_lin)
+    def products(self) -> list[Product]:
+        return [*joined(self.q_lin, self.k_lin, self.v_lin), product(self.out_lin)]
 
 
 class FFN(Role):
@@ -77,7 +77,7 @@ class FFN(Role):
 
     def forward(
         self,
-        hidden_states: Tensor,
+        input: Tensor,
         *,
         run: Run | None = None,
         stream: int = 0,
@@ -86,13 +86,11 @@ class FFN(Role):
     ) -> Any:
         """With a run: the second half of a layer, which ends in this norm."""
         if run is None or norm is None:
-            return stock_of(self).forward(self, hidden_states)
-        return encoder.feed_forward(
-            hidden_states, self.lin1, self.activation, self.lin2, self.dropout, norm, run, stream, rows
-        )
+            return stock_of(self).forward(self, input)
+        return encoder.feed_forward(input, self.lin1, self.activation, self.lin2, self.dropout, norm, run, stream, rows)
 
-    def products(self) -> Products:
-        return product(self.lin1, self.activation) + product(self.lin2)
+    def products(self) -> list[Product]:
+        return [product(self.lin1, self.activation), product(self.lin2)]
 
 
 class Layer(Role):
@@ -120,7 +118,9 @@ class Layer(Role):
 
     def fusions(self) -> Fusions:
         ffn = self.ffn
-        why = encoder.why_not_feed_forward(ffn.lin1, ffn.activation, ffn.lin2, self.output_layer_norm)
+        why = container(FFN)(ffn)
+        if why is None or why == CALLED:
+            why = encoder.why_not_feed_forward(ffn.lin1, ffn.activation, ffn.lin2, self.output_layer_norm)
         return [
             ("bias + residual + LayerNorm", encoder.why_called(self.sa_layer_norm, touched.norm)),
             ("feed-forward in one operator, its GELU not kept", why),
