@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,7 +27,10 @@ def names(*families: str) -> list[str]:
 
 
 OTHERS = [family for family in FAMILIES if family not in ("bert", *SAME)]
-IN_FULL, SMOKE = names(*OTHERS), names(*SAME)
+# Before transformers 5.17 these lack the pooler that they read: they cannot run at all.
+BROKEN = ("CamembertForMultipleChoice", "XLMRobertaForMultipleChoice")
+BROKEN = BROKEN if Version(transformers.__version__) < Version("5.17") else ()
+IN_FULL, SMOKE = names(*OTHERS), [name for name in names(*SAME) if name not in BROKEN]
 BASES = [name for name in IN_FULL if head_of(name) == "Model"]
 MASKED_LM = [name for name in IN_FULL if head_of(name) == "ForMaskedLM"]
 LEFT_TO_RIGHT = [name for name in IN_FULL if head_of(name) in CAUSAL]

@@ -1,7 +1,6 @@
 """Models of other families in what people use them with: PEFT, the Trainer, pipelines, sentence-transformers."""
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast
 
 import fastbert
 from fastbert.inference import Embedder, fill_mask, load_model
+from tests.curves import losses
 from tests.families import both, dropping
 from tests.models import assert_gradients_close, batch, config_of, mask_named
 
@@ -84,27 +84,12 @@ def test_three_steps_of_the_trainer(name: str, tokenizer: PreTrainedTokenizerFas
     kind = transformers.DataCollatorForTokenClassification if "MaskedLM" in name else None
     collator = (kind or transformers.DataCollatorWithPadding)(tokenizer)
 
-    def losses(model: Any, accumulation: int) -> list[float]:
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path),
-            max_steps=3,
-            per_device_train_batch_size=len(TEXTS) // accumulation,
-            gradient_accumulation_steps=accumulation,
-            learning_rate=1e-2,
-            logging_steps=1,
-            report_to=[],
-            use_cpu=True,
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer = Trainer(model, arguments, train_dataset=features, data_collator=collator)
-            trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    def curve(model: Any, accumulation: int) -> list[float]:
+        sizes = {"per_device_train_batch_size": len(TEXTS) // accumulation, "gradient_accumulation_steps": accumulation}
+        return losses(model, features, collator, tmp_path, max_steps=3, learning_rate=1e-2, **sizes)
 
     fast = fastbert.patch(_model(name, tokenizer), strict=True)
-    expected, actual = losses(_model(name, tokenizer), 1), losses(fast, 2)
+    expected, actual = curve(_model(name, tokenizer), 1), curve(fast, 2)
     assert actual == pytest.approx(expected, abs=1e-4)
     assert expected[2] < expected[0]
     assert fastbert.report(fast).packed_calls == 6
