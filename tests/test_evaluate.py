@@ -78,7 +78,8 @@ def test_the_figures_are_those_of_stock_transformers(corpus: Path, trained: Path
     store = Store.open(corpus / HELD_OUT)
     model, objective = to_evaluate(str(trained / "model"), store)
     assert objective == "mlm+nsp"
-    actual = Evaluation(store, objective, 32, 50)(model)
+    actual = Evaluation(store, objective, 32, 50)(model.train())
+    assert model.training, "as it was"
     stock = transformers.BertForPreTraining.from_pretrained(trained / "model").eval()
     loss = right = labels = nsp_loss = nsp_right = pairs = 0.0
     for batch in fixed_batches(store, objective, 32, 50, 64):
