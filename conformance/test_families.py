@@ -155,7 +155,7 @@ class FamilyTest(common.ModelTesterMixin):
 
     def test_heads_losses(self) -> None:
         for name in [*self.classes][1:]:
-            num_labels = 2 if name.endswith("QuestionAnswering") else self.model_tester.num_labels
+            num_labels = 2 if name.endswith(("QuestionAnswering", "PreTraining")) else self.model_tester.num_labels
             model, inputs = self.make(name, return_labels=True, num_labels=num_labels)
             output = model(**inputs)
             assert output.loss.shape == ()
