@@ -155,7 +155,7 @@ class BaseModel(ModelRole):
         layers = len(stack._layers())
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         wanted = _wanted(selection, layers + 1)
-        rows = self._rows_read(inputs, selection, reads)
+        rows = self._rows_read(inputs, selection, reads) if keep_packed or reads == "first" else None
         if own_embeddings:
             embedded_TN = self.embeddings(run=run, inputs=inputs)
             if "embeddings.word_embeddings" in survey.hooked and not embedded_TN.requires_grad:
@@ -232,8 +232,9 @@ class BaseModel(ModelRole):
         if not stack._replays and _base.surveyed(cast(Any, self)).drops():
             return "a layer that normalises first draws its dropout masks as it runs"
         last, survey = f"{self._stack_path}.{stack._last_path()}", _base.surveyed(cast(Any, self))
-        if any(path == last or path.startswith(f"{last}.") for path in survey.hooked):
-            return "the last layer is hooked"
+        around = [last[:i] for i, letter in enumerate(last) if letter == "."]  # whose weights may be there in a call only
+        if any(path == last or path.startswith(f"{last}.") or path in around for path in survey.hooked):
+            return "the last layer, or a module around it, is hooked"
         if survey.called_leaves and not survey.called_leaves.isdisjoint(survey.inside(layers[-1])):
             return "a part of the last layer is called: it may compute something else when logits are read later"
         return None
