@@ -251,6 +251,7 @@ def _run(model: PreTrainedModel, inputs: dict[str, Tensor], valid: Tensor) -> _R
     """Once for the hidden states, and once as it is trained, for the outputs and the gradients."""
     inputs = dict(inputs)
     if type(model).__name__.endswith("MultipleChoice"):
+        inputs.pop("task_type_ids", None)  # which transformers does not flatten
         inputs = {name: t[:, None] for name, t in inputs.items()}
     values: dict[str, Tensor] = {}
     with torch.no_grad():

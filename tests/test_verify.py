@@ -40,7 +40,13 @@ def test_every_class_is_verified(tmp_path: Path, kind: str, dtype: torch.dtype) 
 
 # One of each kind of layers, embeddings and heads.
 OTHERS = ("AlbertForPreTraining", "DistilBertForMaskedLM", "DistilBertForSequenceClassification", "ElectraForMaskedLM")
-OTHERS += ("ElectraForPreTraining", "ErnieForPreTraining", "RobertaForMaskedLM", "XLMRobertaXLForMaskedLM")
+OTHERS += (
+    "ElectraForPreTraining",
+    "ErnieForPreTraining",
+    "ErnieForMultipleChoice",
+    "RobertaForMaskedLM",
+    "XLMRobertaXLForMaskedLM",
+)
 
 
 @pytest.mark.parametrize("name", OTHERS)
