@@ -97,7 +97,8 @@ class Stand:
         if "hidden_states[0]" not in rows[1]:  # transformers finds none in a class made at run time
             rows[0] = {key: t for key, t in rows[0].items() if not key.startswith("hidden_states")}
         yield from _apart(*rows, scale=1.0)
-        largest = max((_largest(g) for g in expected.gradients.values() if g is not None), default=1.0)
+        all_gradients = [*expected.gradients.values(), *self.untouched[True].gradients.values()]
+        largest = max(_largest(g) for g in all_gradients if g is not None)
         wrong = list(_apart(actual.gradients, expected.gradients, scale=largest))
         if wrong:
             yield f"{len(wrong)} of {len(expected.gradients)} gradients: {wrong[0]}"

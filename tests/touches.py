@@ -135,7 +135,7 @@ def patched_class(kind: type[nn.Module], name: str, seen: Seen) -> Undo:
 
     @functools.wraps(before)
     def method(*args: Any, **kwargs: Any) -> Any:
-        seen.append(shapes(args if static else args[1:]))
+        seen.append(shapes([*args[not static :], *kwargs.values()]))
         return scaled(before(*args, **kwargs))
 
     static = isinstance(own, staticmethod)

@@ -112,7 +112,7 @@ class FirstTokenHead(HeadRole):
     parts: ClassVar[Parts] = {**SequenceHead.parts, "classifier": container(ClassificationHead)}
 
     def _reads(self) -> str:
-        """Which hidden states: "first" or "all"."""
+        """Which hidden states: "first", or of all the part that reads them."""
         return "first"
 
     @classmethod

@@ -136,8 +136,8 @@ class BaseModel(ModelRole):
             elif inputs.pads_first and (reads == "first" or self._reads_first() is not None):
                 who = "the pooler" if reads is None else "the head"
                 reason = f"{who} reads each row's first token, and one is padding"
-            elif reads == "all" and (inputs.packing.indices is not None or cu_seqlens is not None):
-                reason = "the head reads padding"
+            elif reads not in (None, "first") and (inputs.packing.indices is not None or cu_seqlens is not None):
+                reason = f"{reads} reads padding"
         if inputs is None or reason is not None:
             if forced is None:
                 _base.fall_back(this, reason or "", packed=cu_seqlens is not None)
@@ -155,7 +155,7 @@ class BaseModel(ModelRole):
         layers = len(stack._layers())
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         wanted = _wanted(selection, layers + 1)
-        rows = self._rows_read(inputs, selection, reads) if keep_packed or reads == "first" else None
+        rows = self._rows_read(inputs, selection, reads) if keep_packed or reads is not None else None
         if own_embeddings:
             embedded_TN = self.embeddings(run=run, inputs=inputs)
             if "embeddings.word_embeddings" in survey.hooked and not embedded_TN.requires_grad:
@@ -232,9 +232,8 @@ class BaseModel(ModelRole):
         if not stack._replays and _base.surveyed(cast(Any, self)).drops():
             return "a layer that normalises first draws its dropout masks as it runs"
         last, survey = f"{self._stack_path}.{stack._last_path()}", _base.surveyed(cast(Any, self))
-        around = [last[:i] for i, letter in enumerate(last) if letter == "."]  # whose weights may be there in a call only
-        if any(path == last or path.startswith(f"{last}.") or path in around for path in survey.hooked):
-            return "the last layer, or a module around it, is hooked"
+        if any(f"{last}.".startswith(f"{path}.") or path.startswith(f"{last}.") for path in survey.hooked):
+            return "the last layer is hooked, or what holds it"
         if survey.called_leaves and not survey.called_leaves.isdisjoint(survey.inside(layers[-1])):
             return "a part of the last layer is called: it may compute something else when logits are read later"
         return None
@@ -284,7 +283,8 @@ class BaseModel(ModelRole):
             foreign = survey.within("embeddings")
         if self.config.hidden_size > functional.MAX_FEATURES:
             return f"hidden states of {self.config.hidden_size} features, more than {functional.MAX_FEATURES}"
-        return foreign or _base.why_transformers(self.config, stock_of(self).__module__)
+        eager_attention = sys.modules[stock_of(self).__module__].eager_attention_forward
+        return foreign or _base.why_transformers(self.config, eager_attention)
 
     def fusions(self) -> Fusions:
         cross = "a decoder with cross-attention" if getattr(self.config, "add_cross_attention", False) else None

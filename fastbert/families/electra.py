@@ -112,7 +112,7 @@ class MultipleChoice(_heads.FirstTokenHead):
     parts: ClassVar[Parts] = {**_heads.SequenceHead.parts, "sequence_summary": container(SequenceSummary)}
 
     def _reads(self) -> str:
-        return "first" if self.sequence_summary.summary_type == "first" else "all"
+        return "first" if self.sequence_summary.summary_type == "first" else "sequence_summary"
 
 
 ROLES: dict[str, type[Role]] = {
