@@ -19,7 +19,23 @@ import fastbert.patching  # takes down methods as they are written, before a tes
 from fastbert.families import CLASSES as FAST
 from tests.touches import KINDS, Seen
 
-CLASSES = tuple(sorted(kind.__name__ for kind in FAST if issubclass(kind, PreTrainedModel)))  # of all families
+CLASSES = tuple(kind.__name__ for kind in FAST if issubclass(kind, PreTrainedModel))  # of all families
+BERTS = tuple(name for name in CLASSES if name.startswith("Bert"))
+OTHERS = (  # in which every module of the other families' own stands
+    "RobertaForMaskedLM",
+    "RobertaForSequenceClassification",
+    "ErnieForNextSentencePrediction",
+    "ElectraForCausalLM",
+    "ElectraForPreTraining",
+    "ElectraForMultipleChoice",
+    "AlbertForMaskedLM",
+    "AlbertForPreTraining",
+    "DistilBertForMaskedLM",
+    "DistilBertForQuestionAnswering",
+    "DistilBertForSequenceClassification",
+    "RobertaPreLayerNormForMaskedLM",
+    "XLMRobertaXLForCausalLM",
+)
 PHASES = {"evaluation": False, "training": True}
 TOLERANCE = 2e-5
 
@@ -150,6 +166,33 @@ def tiny(name: str) -> PretrainedConfig:
         if "dropout" in key and value:
             setattr(config, key, 0.0)
     return config
+
+
+@functools.cache
+def own_paths(name: str) -> list[str]:
+    """Modules of one of OTHERS whose role, or whose place in another role, neither BERT has nor one before it."""
+    before = [*BERTS, *OTHERS[: OTHERS.index(name)]]
+    known = {part for other in before for part in _roles(other).values()}
+    first = {part: path for path, part in reversed(_roles(name).items()) if part not in known}
+    return [*reversed(first.values())]
+
+
+@functools.cache
+def _roles(name: str) -> dict[str, tuple[type, str, type]]:
+    """By a module's path: the role of what it is in, its name there, and its own; PyTorch's class where it has none."""
+    with torch.device("meta"):
+        model = getattr(transformers, name)(tiny(name))
+
+    def role(module: nn.Module) -> type:
+        fast = FAST.get(type(module))
+        return type(module) if fast is None else fast.__mro__[1]
+
+    base = model.base_model_prefix
+    splits = {path: path.rpartition(".") for path, _ in model.named_modules()}
+    return {
+        path: (role(model.get_submodule(parent)), re.sub(rf"^({base}|\d+)$", "", last), role(model.get_submodule(path)))
+        for path, (parent, _, last) in splits.items()
+    }
 
 
 def is_causal(name: str) -> bool:

@@ -14,7 +14,13 @@ from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 import fastbert
 from tests.models import BATCH, LENGTH, assert_gradients_close, batch, no_dropout, pair, tiny_config
 
-SIZES = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 100}
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+}
 IDS = torch.randint(1, 99, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
 TYPES = (torch.arange(LENGTH) > 6).long()
 ZEROS = torch.zeros(BATCH, LENGTH, dtype=torch.int64)

@@ -1,15 +1,16 @@
 """Whatever somebody does to a module of a patched model, the model does what transformers' would do.
 
 Each module of each class x each kind of touch x patched before or after it x evaluation or training with labels.
-FASTBERT_WHOLE_MATRIX=1 runs all of it, in minutes. Else BertModel has all; in heads, order and phase of a head's own
-modules take turns, and variants too of the base model's, each of which meets each kind once in each head.
+FASTBERT_WHOLE_MATRIX=1 runs all of it, for all families. Else BertModel has all; in BERT's heads, order and phase of a
+head's own modules take turns, and variants too of the base model's, each of which meets each kind once in each head. Of
+other families, only modules count whose role BERT does not have, and of two kinds each meets one.
 """
 
 import functools
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -17,51 +18,85 @@ import torch
 
 import fastbert
 from tests.optional import needs
-from tests.side_by_side import CLASSES, PHASES, Case, Result, Stand, Wrong, in_a_line, is_named, message, phase, stand
+from tests.side_by_side import (
+    BERTS,
+    CLASSES,
+    OTHERS,
+    PHASES,
+    Case,
+    Result,
+    Stand,
+    Wrong,
+    in_a_line,
+    is_named,
+    message,
+    own_paths,
+    phase,
+    stand,
+)
 from tests.touches import EVERYWHERE, KINDS, Seen, Undo, hooked_everywhere, methods, patched_class
 
 WHOLE = os.environ.get("FASTBERT_WHOLE_MATRIX") == "1"
 ORDERS = ("patched after", "patched before")
+NAMES = CLASSES if WHOLE else (*BERTS, *OTHERS)
+
+
+def _paths(of: Stand) -> list[str]:
+    """Of the modules that are touched."""
+    return own_paths(of.name) if of.name in OTHERS and not WHOLE else of.paths
 
 
 def _cells(of: Stand, kind: str, number: int) -> list[tuple[str, bool, tuple[str, ...], bool]]:
     """Variants, phases (training or not) and orders in which a module is touched, and whether it is undone."""
-    variants, path = KINDS[kind].variants(of.model, of.paths[number]), of.paths[number]
+    path = _paths(of)[number]
+    variants = KINDS[kind].variants(of.model, path)
     if WHOLE or of.name == "BertModel":
         return list(itertools.product(variants, PHASES.values(), [ORDERS], [True]))
-    turn = CLASSES.index(of.name)
+    turn = NAMES.index(of.name)
     cell = number + list(KINDS).index(kind) + turn
-    if not path.startswith(f"{of.model.base_model_prefix}."):
+    if of.name in OTHERS and (cell % 2 or not variants):
+        return []
+    if of.name in BERTS and not path.startswith("bert."):
         undo = cell // 2 % 2 == 0
         return [(v, training, (ORDERS[(cell + training) % 2],), undo) for v in variants for training in PHASES.values()]
     order, undo = ORDERS[cell // 2 % 2], cell // 4 % 4 == 0
-    return [(variants[turn % len(variants)], cell % 2 == 0, (order,), undo)] if variants else []
+    return [(variants[turn % len(variants)], number % 2 == 0, (order,), undo)] if variants else []
 
 
-@pytest.mark.filterwarnings("ignore:.*[bB]ackward hook")
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=needs("accelerate") if "accelerate" in kind else ()) for kind in KINDS]
-)
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_touched_module(name: str, kind: str) -> None:
-    of, wrong, skipped, felt = stand(name), [], 0, 0
-    cases = [(path, *cell) for number, path in enumerate(of.paths) for cell in _cells(of, kind, number)]
-    for path, variant, training, orders, undo in cases:
+def _touched(of: Stand, kinds: Iterable[str], few: float) -> None:
+    """few: the share of touches that transformers must feel, for the rest to mean anything."""
+    wrong, skipped, felt = [], 0, 0
+    cases = [(kind, path, *cell) for kind in kinds for n, path in enumerate(_paths(of)) for cell in _cells(of, kind, n)]
+    for kind, path, variant, training, orders, undo in cases:
         case = Case(of, kind, path, variant, training)
         found = case.check(orders, undo)
         skipped, felt = skipped + (found is None), felt + case.felt
         wrong += found or []
     of.restore()
     assert skipped < len(cases) / 3, f"transformers raises in {skipped} of {len(cases)} cases"
-    few = 0.03 if kind == "attribute" else 0.7  # most attributes are read by nobody
     assert felt > few * len(cases), f"transformers felt only {felt} of {len(cases)} touches"
     if wrong:
         pytest.fail(message(wrong), pytrace=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*[bB]ackward hook")
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs("accelerate") if "accelerate" in kind else ()) for kind in KINDS]
+)
+@pytest.mark.parametrize("name", CLASSES if WHOLE else BERTS)
+def test_a_touched_module(name: str, kind: str) -> None:
+    _touched(stand(name), [kind], few=0.03 if kind == "attribute" else 0.7)  # most attributes are read by nobody
+
+
+@pytest.mark.filterwarnings("ignore:.*[bB]ackward hook")
+@pytest.mark.parametrize("name", () if WHOLE else OTHERS)
+def test_a_touched_module_of_another_family(name: str) -> None:
+    _touched(stand(name), KINDS, few=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*[bB]ackward hook")
 @pytest.mark.parametrize("form", EVERYWHERE)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", CLASSES if WHOLE else BERTS)
 def test_a_hook_on_all_modules(name: str, form: str) -> None:
     """It sees the same modules, by their classes' names, and shapes."""
     of, wrong = stand(name), []
@@ -71,12 +106,12 @@ def test_a_hook_on_all_modules(name: str, form: str) -> None:
         pytest.fail(message(wrong), pytrace=False)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_method_of_a_class_replaced(name: str) -> None:
     """For everybody: of transformers' classes and PyTorch's. What is in the encoder falls back."""
     of, wrong = stand(name), []
     inside = {type(m) for path, m in of.model.named_modules() if re.search(r"(encoder|transformer)\.", path)}
-    classes = dict.fromkeys(type(m) for m in of.model.modules())
+    classes = dict.fromkeys(type(of.model.get_submodule(path)) for path in _paths(of))
     for chosen, method in [(kind, method) for kind in classes for method in methods(kind)]:
         what = f"{chosen.__name__}.{method}"
         for training in PHASES.values():
@@ -151,15 +186,15 @@ def _everywhere(
     return wrong, reasons, bool(results[0].seen)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_that_are_there_only_in_a_call(name: str) -> None:
     """As under FSDP, whose hooks gather a module's weights and give them away again."""
     of, wrong, packed = stand(name), [], set()
-    for training, path in itertools.product(PHASES.values(), of.paths[1:]):
+    for training, path in itertools.product(PHASES.values(), filter(None, _paths(of))):
         found, is_packed = _gathered(of, path, training)
         wrong += [Wrong(path, phase(training), "; ".join(found[:3]))] * bool(found)
         packed |= {path} if is_packed else set()
     of.restore()
-    layers = {path for path in of.paths if re.search(r"layers?\.\d$", path)}
+    layers = {path for path in _paths(of) if re.search(r"layers?\.\d$", path)}
     assert not wrong, message(wrong)
     assert layers <= packed
