@@ -13,13 +13,17 @@ help:  ## what there is
 
 install: $(VENV)/.installed  ## the virtual environment, with everything that is needed here
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
-	touch $@
+	@echo "installing PyTorch, transformers and the tools into $(VENV): a few minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --upgrade pip setuptools
+	@rm -f fastbert/_C.*.so
+	@$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e '.[dev]'
+	@ls fastbert/_C.*.so >/dev/null 2>&1 || \
+	  echo "the C++ extension was not built ($(BIN)/python -m pip install -v -e . says why): pretraining needs it"
+	@touch $@
 
 demo: install  ## the main job on a real checkpoint
-	$(BIN)/fastbert demo
+	@$(BIN)/fastbert demo
 
 pretrain-demo: install  ## a tiny BERT learns from the fables that come with fastbert, from raw text, in a few minutes
 	rm -rf .out/pretrain-demo

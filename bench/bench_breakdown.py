@@ -38,7 +38,9 @@ def _cases(*cases: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 SMALLEST = _cases(
-    case_of("tiny", "inference", 2, 16, "wikipedia", "float32"), case_of("tiny", "training", 2, 16, "full", "float32")
+    case_of("tiny", "inference", 2, 16, "wikipedia", "float32"),
+    case_of("tiny", "training", 2, 16, "full", "float32"),
+    case_of("tiny albert", "training", 2, 16, "wikipedia", "float32"),
 )
 GOALS = {
     "cuda": _cases(

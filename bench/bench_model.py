@@ -1,7 +1,8 @@
 """Whole models: inference, and a training step of forward, backward and fused AdamW, against transformers.
 
 Every model starts from the same weights and gets the same batch. Inference is the encoder; training is BERT's own, with
-masked-LM and next-sentence heads and 15 % of the tokens labelled. FLOPs are counted on fastbert's step, by PyTorch's
+masked-LM and next-sentence heads and 15 % of the tokens labelled, and masked LM alone for the other families, whose
+cases are named by a size and the family: "MiniLM roberta". FLOPs are counted on fastbert's step, by PyTorch's
 formulas and those that fastbert registers: what padding costs is nobody's merit. "autocast" is float32 weights under
 bfloat16 autocast. A provider may be off from float32 by twice what transformers is off by in that dtype; training is
 compared on the first sequences of the batch, for float32 takes twice the memory.
@@ -20,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForPreTraining, BertModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 import fastbert
 from bench.harness import Bench, NotApplicableError, Ready, compiled, disagreement, largest_error
 from bench.record import OURS, Work
 from bench.shapes import MODELS, VOCABULARY, batch_of
-from fastbert import reference
+from fastbert import reference_encoder
 from fastbert.packing import Packing
 
 LABELLED = 0.15
@@ -55,7 +56,10 @@ SMALLEST = [
     case_of("tiny", "inference", 3, 16, "wikipedia", "float32"),
     case_of("tiny", "training", 3, 16, "wikipedia", "float32"),
     case_of("tiny", "training", 2, 16, "full", "bfloat16", 0.0),
+    case_of("tiny roberta", "training", 2, 16, "wikipedia", "float32"),
+    case_of("tiny distilbert", "inference", 3, 16, "wikipedia", "float32"),
 ]
+FAMILIES = ("albert", "distilbert", "electra", "ernie", "roberta", "roberta-prelayernorm", "xlm-roberta-xl")
 _SEQUENCES = ((128, "full"), (512, "wikipedia"), (384, "squad"), (512, "full"), (384, "full"), (128, "wikipedia"))
 GOALS = {
     "cuda": [
@@ -80,6 +84,16 @@ CASES = {
         case_of("MiniLM", "training", 8, 512, "wikipedia", "bfloat16"),
         case_of("MiniLM", "training", 8, 128, "full", "float32"),
         case_of("base", "training", 4, 384, "squad", "bfloat16"),
+        *(
+            case_of(f"MiniLM {family}", step, batch, S, lengths, "float32")
+            for family in FAMILIES
+            for step, batch, S, lengths in (
+                ("inference", 8, 512, "wikipedia"),
+                ("training", 4, 512, "wikipedia"),
+                ("inference", 8, 128, "full"),
+                ("training", 8, 128, "full"),
+            )
+        ),
     ],
     "cuda": [
         *GOALS["cuda"],
@@ -130,12 +144,14 @@ def _providers(case: dict[str, Any], bench: Bench, work: Work) -> dict[str, Call
         if not inference:
             raise NotApplicableError("the reference has no heads")
         model = make_model(case, device)
-        call = reference_encoder(model)
+        call = specification(model)
         return Ready([make_step(case, model, batch, call)], check().wrong(model, call))
 
     providers = {OURS: lambda: ready("sdpa", patch=True, counts=True), "transformers SDPA": lambda: ready("sdpa")}
     if device == "cuda":
         providers["transformers SDPA, cuDNN"] = lambda: ready("sdpa", cudnn=True)
+    if _family(case) != "bert":  # of the others only what a user would have otherwise
+        return providers
     goal = device == "cuda" and not bench.compiles
     if not (goal and case["model"] == "large"):  # whose probabilities are 40 GB of a training step
         providers["transformers eager"] = lambda: ready("eager")
@@ -174,7 +190,8 @@ class Check:
         with _without_dropout(model), _autocast(dtype, self._batch):
             loss = call(**self._batch).loss
         loss.backward()
-        ends = model.bert.encoder.layer[0].attention.self.value.weight, model.cls.predictions.bias
+        values = next(p for name, p in model.named_parameters() if name.endswith(("value.weight", "v_lin.weight")))
+        ends = values, model.get_output_embeddings().bias
         gradients = [p.grad.clone() for p in ends]
         model.zero_grad(set_to_none=True)
         return loss.detach(), *gradients
@@ -184,23 +201,44 @@ def make_model(
     case: dict[str, Any], device: str, *, attention: str = "sdpa", wide: bool = False, layers: int | None = None
 ) -> PreTrainedModel:
     """The case's model with weights that are the same every time; in float32 where `wide`; or with so many layers."""
-    usual, hidden, heads = MODELS.get(case["model"], (2, 64, 2))
-    config = BertConfig(
-        vocab_size=VOCABULARY if case["model"] in MODELS else 100,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_attention_heads=heads,
-        num_hidden_layers=usual if layers is None else layers,
-        hidden_dropout_prob=case["dropout"],
-        attention_probs_dropout_prob=case["dropout"],
-        attn_implementation=attention,
-    )
+    config = make_config(case, layers)
+    config._attn_implementation = attention
+    training = case["step"] == "training"
     torch.manual_seed(0)
     with torch.device(device):
-        training = case["step"] == "training"
-        model = BertForPreTraining(config) if training else BertModel(config, add_pooling_layer=False)
+        if training:
+            model = BertForPreTraining(config) if _family(case) == "bert" else AutoModelForMaskedLM.from_config(config)
+        else:
+            model = AutoModel.from_config(config)
+            model.pooler = None
     dtype = torch.float32 if wide or case["dtype"] == "autocast" else getattr(torch, case["dtype"])
     return model.to(dtype).train(training)
+
+
+def make_config(case: dict[str, Any], layers: int | None = None) -> Any:
+    """Of the case's family, in its size."""
+    family, size = _family(case), case["model"].split()[0]
+    usual, hidden, heads = MODELS.get(size, (2, 64, 2))
+    of = CONFIG_MAPPING[family]
+    changes = {
+        "vocab_size": VOCABULARY if size in MODELS else 100,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "hidden_dim": 4 * hidden,  # DistilBERT's
+        "num_attention_heads": heads,
+        "num_hidden_layers": usual if layers is None else layers,
+        "max_position_embeddings": 514 if "roberta" in family else 512,  # the first two are for padding
+        **dict.fromkeys(_DROPOUTS, case["dropout"]),
+    }
+    known = of()
+    return of(**{name: value for name, value in changes.items() if hasattr(known, name)})
+
+
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+
+
+def _family(case: dict[str, Any]) -> str:
+    return case["model"].partition(" ")[2] or "bert"
 
 
 def make_batch(case: dict[str, Any], device: str) -> Batch:
@@ -209,8 +247,8 @@ def make_batch(case: dict[str, Any], device: str) -> Batch:
     lengths = torch.tensor(batch_of(case["lengths"], B, S))
     mask = torch.arange(S) < lengths[:, None]
     generator = torch.Generator().manual_seed(0)
-    vocabulary = VOCABULARY if case["model"] in MODELS else 100
-    ids = torch.randint(1, vocabulary, (B, S), generator=generator).where(mask, 0)
+    config = make_config(case)
+    ids = torch.randint(2, config.vocab_size, (B, S), generator=generator).where(mask, config.pad_token_id)
     batch = {"input_ids": ids}
     if not mask.all():
         batch["attention_mask"] = mask.long()
@@ -218,7 +256,8 @@ def make_batch(case: dict[str, Any], device: str) -> Batch:
         labelled = (torch.rand(B, S, generator=generator) < LABELLED) & mask
         labelled[:, 0] = True  # at least one a sequence
         batch["labels"] = ids.where(labelled, -100)
-        batch["next_sentence_label"] = torch.randint(0, 2, (B,), generator=generator)
+        if _family(case) == "bert":
+            batch["next_sentence_label"] = torch.randint(0, 2, (B,), generator=generator)
     return {name: t.to(device) for name, t in batch.items()}
 
 
@@ -259,7 +298,7 @@ def prefer_cudnn(call: Callable[..., Any]) -> Callable[..., Any]:
     return preferring
 
 
-def reference_encoder(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:
+def specification(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:
     """The specification with a model's weights, called like the model."""
     weights = model.state_dict()
 
@@ -269,7 +308,7 @@ def reference_encoder(model: PreTrainedModel) -> Callable[..., BaseModelOutput]:
         else:
             packing = Packing.from_mask(attention_mask)
         ids = packing.pack(input_ids)
-        hidden = reference.encoder(
+        hidden = reference_encoder.encoder(
             weights,
             ids,
             torch.zeros_like(ids),

@@ -1,4 +1,4 @@
-"""What people see of the results: the README's tables, and for every run in bench/results a page with pictures.
+"""What people see of the results: the documents' tables, and for every run in bench/results a page with pictures.
 
 All of it is made from result files (`bench/record.py`) and from nothing else; the same files give the same bytes.
 """
@@ -12,6 +12,7 @@ from bench.pictures import DARK, draw
 from bench.record import OURS, Roof, Row, Run
 from bench.shown import MODELS, SDPA, Gain, describe, fastest_compiled, losses, telling, where
 from bench.table import beside, duration, rate
+from fastbert.families.__main__ import table
 
 ROOT = Path(__file__).parents[1]
 GRAPH = ", CUDA graph"
@@ -23,14 +24,15 @@ A star: {Roof.EXCEEDED}
 """
 
 
-def main(results: Sequence[Path] | None = None, readme: Path = ROOT / "README.md") -> int:
-    """Write a page and pictures beside every result file, and the README's sections.
+def main(results: Sequence[Path] | None = None, root: Path = ROOT) -> int:
+    """Write a page and pictures beside every result file, and the sections of the README and of docs/performance.md.
 
     Args:
         results: the files, by default all of bench/results; those that hold no run are skipped.
+        root: the folder of the README.
 
     Raises:
-        ValueError: if the README lacks a marker.
+        ValueError: if a document lacks a marker.
     """
     runs: dict[Path, Run] = {}
     for path in sorted((ROOT / "bench" / "results").glob("*.json")) if results is None else results:
@@ -38,16 +40,23 @@ def main(results: Sequence[Path] | None = None, readme: Path = ROOT / "README.md
             runs[path] = Run.read(path)
         except ValueError as error:
             print(f"skipped: {error}")
-    text = put(readme.read_text(), "headline", headline_section(runs, readme.parent))
-    text = put(text, "memory", memory_section(runs, readme.parent))
+    readme, performance = root / "README.md", root / "docs" / "performance.md"
+    texts = {path: path.read_text() for path in (readme, performance)}
+    for path, section, content in (
+        (readme, "headline", headline_section(runs, readme.parent)),
+        (readme, "families", table() + "\n"),
+        (performance, "memory", memory_section(runs, performance.parent)),
+    ):
+        texts[path] = put(texts[path], section, content, path.name)
     for path, run in runs.items():
         pictures = draw(run, path.with_suffix(""))
         path.with_suffix(".md").write_text(page(run, path.stem, pictures))
-    readme.write_text(text)
+    for path, text in texts.items():
+        path.write_text(text)
     return 0
 
 
-def put(text: str, section: str, content: str) -> str:
+def put(text: str, section: str, content: str, name: str) -> str:
     """The text with what stands between the section's markers replaced.
 
     Raises:
@@ -57,7 +66,7 @@ def put(text: str, section: str, content: str) -> str:
     before, found, rest = text.partition(begin)
     old, closed, after = rest.partition(end)
     if not found or not closed or "<!-- report:" in old:
-        raise ValueError(f"the README has no section from {begin.strip()} to {end}")
+        raise ValueError(f"{name} has no section from {begin.strip()} to {end}")
     return f"{before}{begin}{content}{end}{after}"
 
 

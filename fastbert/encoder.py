@@ -39,8 +39,9 @@ class Run(NamedTuple):
 
 def why_called(module: nn.Module, role: Role) -> str | None:
     """Why a leaf is called instead of fused, or None: for people."""
-    why = role(module)
-    return f"{type(module).__name__} is called" if why == CALLED else why
+    why, kind = role(module), type(module)
+    name = kind.__name__ if kind.__module__.startswith("torch.") else f"{kind.__module__}.{kind.__name__}"
+    return f"{name} is called" if why == CALLED else why
 
 
 def why_not_gelu(dense: nn.Module, activation: nn.Module) -> str | None:
@@ -153,6 +154,11 @@ def _query_key_value(
             return qkv.unflatten(-1, (3, -1, head_dim)), None, None
     q, k, v = (projection(hidden_TN).unflatten(-1, (-1, head_dim)) for projection in (query, key, value))
     return q, k, v
+
+
+def chosen(rows: Tensor | None, *of_tokens: Tensor) -> tuple[Tensor, ...]:
+    """Those rows of each; all for None."""
+    return of_tokens if rows is None else tuple(t.index_select(0, rows) for t in of_tokens)
 
 
 def project_and_add(

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
@@ -28,8 +26,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from fastbert import hub
 from fastbert.errors import InputError
-from fastbert.families import CLASSES
+from fastbert.families._base import families
 from fastbert.families._base import max_tokens as max_tokens
 from fastbert.patching import patch
 from fastbert.warmup import warm_up
@@ -51,7 +50,7 @@ def load_config(name: str) -> PreTrainedConfig:
             config: PreTrainedConfig = AutoConfig.from_pretrained(name, local_files_only=local)
         except _UNREADABLE as error:
             raise InputError(f"{name}: {_first_sentence(error)}") from error
-    known = _model_types()
+    known = families()
     if config.model_type not in known:
         raise InputError(f"{name} is of type {config.model_type!r}, but fastbert knows {', '.join(known)}")
     return config
@@ -68,24 +67,39 @@ def load_model(kind: Any, name: str, *, may_miss: Sequence[str] = ("pooler.",)) 
         InputError: naming the file, if there is no checkpoint, it is damaged, fastbert does not know its type, or
             it lacks weights of that class.
     """
-    config = load_config(name)
+    model, missing = load_weights(kind, name, attn_implementation="sdpa")
+    missing = [key for key in missing if not any(part in key for part in may_miss)]
+    if missing:
+        raise InputError(_lacks(name, model, missing))
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def load_weights(kind: Any, name: str, **options: Any) -> tuple[Any, list[str]]:
+    """A model in float32, and which of its weights the checkpoint lacks: they are initialised at random.
+
+    Args:
+        kind: a class with `from_pretrained`.
+        options: of `from_pretrained`.
+
+    Raises:
+        InputError: as `load_model`, but for weights that are lacking.
+    """
+    load_config(name)
     with _quiet():
         try:
             model, info = kind.from_pretrained(
-                name,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                local_files_only=_is_local(name),
+                name, dtype=torch.float32, output_loading_info=True, local_files_only=_is_local(name), **options
             )
         except _UNREADABLE as error:
             raise InputError(_what_is_damaged(name, error)) from error
-    missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in may_miss))
-    if missing:
-        saved = " (it was saved from " + ", ".join(config.architectures) + ")" if config.architectures else ""
-        raise InputError(f"{name} lacks {len(missing)} weights of {type(model).__name__}{saved}: {missing[0]}, ...")
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    return model, sorted(info["missing_keys"])
+
+
+def _lacks(name: str, model: PreTrainedModel, missing: Sequence[str]) -> str:
+    architectures = model.config.architectures
+    saved = " (it was saved from " + ", ".join(architectures) + ")" if architectures else ""
+    return f"{name} lacks {len(missing)} weights of {type(model).__name__}{saved}: {missing[0]}, ..."
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -214,7 +228,7 @@ class Embedder:
         are not yet; nothing waits for it before the last batch is launched.
 
         Args:
-            progress: called with the number of texts that have just been done, on a GPU launched.
+            progress: called with the number of tokens that have just been done, on a GPU launched.
         """
         order = np.argsort(-tokens.lengths, kind="stable")
         order = order[tokens.lengths[order] > 0]
@@ -222,9 +236,10 @@ class Embedder:
         on_gpu = self.model.device.type == "cuda"
         sorted_BN = torch.empty(len(order), self.model.config.hidden_size, pin_memory=on_gpu)
         for start, end in _budgeted(tokens.lengths[order], self.batch_tokens):
-            sorted_BN[start:end].copy_(self.encode_batch(tokens, order[start:end]), non_blocking=True)
+            rows = order[start:end]
+            sorted_BN[start:end].copy_(self.encode_batch(tokens, rows), non_blocking=True)
             if progress is not None:
-                progress(end - start)
+                progress(int(tokens.lengths[rows].sum()))
         if on_gpu:
             torch.cuda.synchronize(self.model.device)
         vectors = np.zeros((len(tokens.lengths), sorted_BN.shape[1]), np.float32)
@@ -316,12 +331,8 @@ def fill_mask(
         before, after = mask.join(pieces[: i + 1]), mask.join(pieces[i + 1 :])
         filled.append(
             [
-                Filling(
-                    str(tokenizer.convert_ids_to_tokens(index)),
-                    value,
-                    before + str(tokenizer.decode([index])).strip().removeprefix("##") + after,
-                )
-                for value, index in zip(values, indices, strict=True)
+                Filling(word, value, before + word.strip().removeprefix("##") + after)
+                for value, word in zip(values, map(str, map(tokenizer.decode, indices)), strict=True)
             ]
         )
     return filled
@@ -358,16 +369,8 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _model_types() -> list[str]:
-    configs = {stock.config_class for stock in CLASSES if issubclass(stock, PreTrainedModel)}
-    return sorted({config.model_type for config in configs if config is not None})
-
-
 def _is_local(name: str) -> bool:
-    """Whether only files on this machine count: `name` is a directory, or the hub cannot be reached.
-
-    Asks the hub once, with a timeout, because transformers retries for a minute.
-    """
+    """Whether only files on this machine count: see `hub.only_local`. Raises: InputError, if it is no checkpoint."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -375,17 +378,7 @@ def _is_local(name: str) -> bool:
         return True
     if path.exists():
         raise InputError(f"{name} is a file, but a checkpoint is a directory (config.json, model.safetensors)")
-    try:
-        huggingface_hub.model_info(name, timeout=5)
-    except HFValidationError:
-        raise InputError(f"{name}: no such directory") from None
-    except RepositoryNotFoundError:
-        raise InputError(f"{name}: no such directory, and no such model on the Hugging Face hub") from None
-    except Exception as error:  # no connection: the exception is that of whichever HTTP library is installed
-        if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
-            return True
-        raise InputError(f"{name}: no such directory, and the Hugging Face hub cannot be reached") from error
-    return False
+    return hub.only_local(name, "config.json")
 
 
 def _what_is_damaged(name: str, error: BaseException) -> str:

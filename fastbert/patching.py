@@ -1,9 +1,10 @@
 """patch, unpatch and report: fastbert in a model that is loaded already."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fastbert import _library
 from fastbert.families import CLASSES, _base, _subclasses
+from fastbert.families._layers import Product
 from fastbert.kernels import _product
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,6 +33,10 @@ def patch(
 
     Parameters, buffers, hooks and the state dict stay as they are; `unpatch` undoes it.
 
+    A call that cannot run packed runs as transformers' own, and `report` counts it. The first for a reason is also a
+    warning on the logger "fastbert", with what can be done; `logging.getLogger("fastbert").setLevel(logging.ERROR)`
+    turns these off.
+
     Args:
         model: a transformers model, or anything that contains one: a SentenceTransformer, a PEFT model.
         strict: raise `FellBack` in a call that would fall back to transformers.
@@ -48,14 +54,14 @@ def patch(
         The same model.
 
     Raises:
+        TypeError: if that is no model, but a name, a class or a pipeline.
         ValueError: if the model contains nothing that fastbert knows, or an option is none of these.
     """
     if padded_rows not in ("zeros", "computed"):
         raise ValueError(f"padded_rows must be 'zeros' or 'computed', but is {padded_rows!r}")
     if residual_dtype not in _RESIDUAL_DTYPES:
         raise ValueError(f"residual_dtype must be 'bf16', 'fp16' or None, but is {residual_dtype!r}")
-    if not any(isinstance(m, PreTrainedModel) and _base.fast_class(type(m)) for m in model.modules()):
-        raise ValueError(_why_unknown(model))
+    _check_known(model, "patch")
     _base.swap(
         model,
         _base.Options(
@@ -65,22 +71,46 @@ def patch(
     return model
 
 
+def _check_module(model: nn.Module, verb: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{verb} takes a model that is loaded, but was given {_what_instead(model, verb)}")
+
+
+def _check_known(model: nn.Module, verb: str) -> None:
+    """Raises: TypeError, if that is no module; ValueError, if there is no model in it that fastbert knows."""
+    _check_module(model, verb)
+    if not any(isinstance(m, PreTrainedModel) and _base.fast_class(type(m)) for m in model.modules()):
+        raise ValueError(_why_unknown(model))
+
+
+def _what_instead(thing: Any, verb: str) -> str:
+    if isinstance(thing, str | os.PathLike):
+        name = repr(os.fspath(thing))
+        return f"the name {name}: fastbert.{verb}(transformers.AutoModel.from_pretrained({name}))"
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}: make a model of it first, with from_pretrained"
+    inside = ": give it its .model" if isinstance(getattr(thing, "model", None), nn.Module) else ""
+    return f"something of type {type(thing).__name__}{inside}"
+
+
 def _why_unknown(model: nn.Module) -> str:
     inside = sorted({type(m) for m in model.modules() if isinstance(m, PreTrainedModel)}, key=lambda c: c.__name__)
-    known = ", ".join(sorted({c.config_class.model_type for c in CLASSES if issubclass(c, PreTrainedModel)}))
-    what = " with ".join([type(model).__name__, *(c.__name__ for c in inside[:1])])
     close = [c for c in inside if any(base in CLASSES for base in c.__mro__)]
+    what = type(model).__name__
+    if (found := next(iter(close or inside), type(model))) is not type(model):
+        what += f" with {found.__name__}"
     if close:
         return f"{what} cannot be patched: {_subclasses.why_not(close[0], CLASSES)}"
-    return f"{what} is no model that fastbert knows; the families are {known}"
+    return f"{what} is no model that fastbert knows. Families that it knows: {', '.join(_base.families())}"
 
 
 def unpatch(model: Model) -> Model:
     """Give a patched model transformers' own classes again, in place.
 
     Raises:
-        ValueError: if nothing in the model is patched.
+        TypeError: if that is no model.  ValueError: if nothing in it is patched.
     """
+    _check_module(model, "unpatch")
     if not _base.unswap(model):
         raise ValueError(f"{type(model).__name__} is not patched")
     return model
@@ -94,7 +124,7 @@ class Report:
         fused: for each part of the model, how many layers have it fused.
         plain: what runs unfused, and why.
         products: for each matrix product of the layers, which way it takes, and why.
-        backends: for each operator, what serves it on the model's device.
+        backends: for each operator, what serves it on the model's device.  patched: or else as it would be.
         packed_calls: forward passes through the packed encoder.  fallbacks: the others, by reason.
     """
 
@@ -106,31 +136,45 @@ class Report:
     backends: dict[str, str]
     packed_calls: int
     fallbacks: Counter[str]
+    patched: bool = True
 
     def __str__(self) -> str:
-        lines = [f"{self.model} on {self.device}"]
-        lines += ["fused:", *(f"  {count:3} x {part}" for part, count in self.fused.items())]
+        would_be = "" if self.patched else "would be "
+        lines = [f"{self.model} on {self.device}{'' if self.patched else ' is not patched; with fastbert.patch:'}"]
+        lines += [f"{would_be}fused:", *(f"  {count:3} x {part}" for part, count in self.fused.items())]
         if self.plain:
             lines += ["not fused:", *(f"  {count:3} x {why}" for why, count in self.plain.items())]
         lines += ["products:", *(f"  {count:3} x {way}" for way, count in self.products.items())]
-        lines += ["operators:", *(f"  {name}: {backend}" for name, backend in self.backends.items())]
-        lines.append(f"calls: {self.packed_calls} packed, {self.fallbacks.total()} fell back to transformers")
-        lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
+        if self.patched:
+            lines.append(f"calls: {self.packed_calls:,} packed, {self.fallbacks.total():,} fell back to transformers")
+            lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
         return "\n".join(lines)
 
 
 def report(model: nn.Module) -> Report:
-    """What is fused in a patched model, what fell back, and why.
+    """What is fused in a patched model, what fell back, and why; of one that is not patched, what would be fused.
 
     Raises:
-        ValueError: if nothing in the model is patched.
+        TypeError, ValueError: as `patch` does, if that is no model, or none that fastbert knows.
     """
+    if isinstance(model, nn.Module) and any(_base.is_fast(type(m)) for m in model.modules()):
+        return _report(model)
+    _check_known(model, "report")
+    _base.swap(model, _base.Options())
+    try:
+        return replace(_report(model), patched=False)
+    finally:
+        _base.unswap(model)
+
+
+def _report(model: nn.Module) -> Report:
     fast = [m for m in model.modules() if _base.is_fast(type(m))]
-    if not fast:
-        raise ValueError(f"{type(model).__name__} is not patched")
     fused: Counter[str] = Counter()
     plain: Counter[str] = Counter()
     products: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and _base.fast_class(type(module)) is None:
+            plain[f"{type(module).__name__}, around it: {_subclasses.why_not(type(module), CLASSES)}"] += 1
     weight = next(fast[0].parameters())
     packed_calls, fallbacks = 0, Counter[str]()
     for module in fast:
@@ -143,10 +187,12 @@ def report(model: nn.Module) -> Report:
                 fused[part] += 1
             else:
                 plain[f"{part}: {why}"] += 1
-        of_module: Callable[[], list[tuple[int, int, str | None]]] = getattr(module, "products", list)
-        for K, N, form in of_module():
-            way = _product.why(weight.device, weight.dtype, form, N, K)
-            products[f"{K} -> {N}{'' if form is None else ' + GELU'}: {way}"] += 1
+        of_module: Callable[[], list[Product]] = getattr(module, "products", list)
+        for K, N, form, called in of_module():
+            way = called
+            if way is None and K is not None and N is not None:
+                way = _product.why(weight.device, weight.dtype, form, N, K)
+            products[f"{K or '?'} -> {N or '?'}{'' if form is None else ' + GELU'}: {way}"] += 1
     device = weight.device.type
     backends = _library.backends(device)
     return Report(type(model).__name__, device, fused, plain, products, backends, packed_calls, fallbacks)

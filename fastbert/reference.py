@@ -1,4 +1,6 @@
-"""What every kernel must compute, in plain PyTorch: one short function per operator, and the whole encoder.
+"""What every kernel must compute, in plain PyTorch: one short function per operator.
+
+What they make together, a whole encoder, is in `reference_encoder`.
 
 These functions are the specification. They run in any dtype (the tests call them in float64) and on any device,
 and need neither transformers nor the rest of fastbert.
@@ -14,9 +16,7 @@ Philox: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405; 7 rounds ar
 
 import functools
 import math
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -443,112 +443,6 @@ def linear_cross_entropy(
 def rescale(x: Tensor, factor: Tensor) -> Tensor:
     """x * factor, a () tensor that is not rounded to x's dtype first."""
     return (x.to(accumulator(x)) * factor).to(x.dtype)
-
-
-def encoder(
-    weights: Mapping[str, Tensor],
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    num_heads: int,
-    eps: float,
-    approximate: str = "none",
-    causal: bool = False,
-    hidden_dropout_p: float = 0.0,
-    attention_dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-) -> list[Tensor]:
-    """A whole BERT encoder on packed tokens.  Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
-
-    Args:
-        weights: by the names of BERT's checkpoints, from "embeddings.word_embeddings.weight" on.
-        input_ids, token_type_ids, position_ids: (T,) int64.  cu_seqlens: (B + 1,) int32.
-
-    Returns:
-        The embeddings' output and each layer's, (T, N).
-    """
-    max_seqlen = int(cu_seqlens.diff().max())
-    word, position, token_type = (
-        weights[f"embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type")
-    )
-    norm = _affine(weights, "embeddings.LayerNorm")
-    hidden_TN, _, _ = embedding(
-        input_ids,
-        position_ids,
-        token_type_ids,
-        None,
-        word,
-        position,
-        token_type,
-        None,
-        *norm,
-        -1,
-        eps,
-        hidden_dropout_p,
-        seed,
-        0,
-    )
-    hidden_states = [hidden_TN]
-    layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
-    for i in range(layers):
-        layer, stream = f"encoder.layer.{i}", 1 + 3 * i
-        q, k, v = (
-            F.linear(hidden_TN, *_affine(weights, f"{layer}.attention.self.{name}")).unflatten(-1, (num_heads, -1))
-            for name in ("query", "key", "value")
-        )
-        scale = q.shape[-1] ** -0.5
-        o_THD, _ = attention(
-            q, k, v, cu_seqlens, max_seqlen, scale, causal, attention_dropout_p, seed, stream
-        )  # fmt: skip
-        x_TN = F.linear(o_THD.flatten(1), *_affine(weights, f"{layer}.attention.output.dense"))
-        norm = _affine(weights, f"{layer}.attention.output.LayerNorm")
-        hidden_TN, _, _ = layer_norm(x_TN, None, hidden_TN, *norm, eps, hidden_dropout_p, seed, stream + 1)
-
-        x_TN, _ = linear_gelu(hidden_TN, *_affine(weights, f"{layer}.intermediate.dense"), approximate, False)
-        x_TN = F.linear(x_TN, *_affine(weights, f"{layer}.output.dense"))
-        norm = _affine(weights, f"{layer}.output.LayerNorm")
-        hidden_TN, _, _ = layer_norm(x_TN, None, hidden_TN, *norm, eps, hidden_dropout_p, seed, stream + 2)
-        hidden_states.append(hidden_TN)
-    return hidden_states
-
-
-def pretraining_loss(
-    weights: Mapping[str, Tensor],
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    cu_seqlens: Tensor,
-    labels: Tensor,
-    next_sentence_label: Tensor,
-    **options: Any,
-) -> Tensor:
-    """BERT's pretraining loss on packed tokens, masked LM + next sentence. Devlin et al. 2018, section 3.1.
-
-    Args:
-        weights: by the names of BERT's pretraining checkpoints, "bert.embeddings.word_embeddings.weight" and so on; the
-            decoder is the word table.
-        labels: (T,) int64, -100 where a token has none.  next_sentence_label: (B,) int64, 0 if the second sentence
-            follows.
-        options: keyword arguments of `encoder`.
-    """
-    body = {name.removeprefix("bert."): t for name, t in weights.items() if name.startswith("bert.")}
-    *_, hidden_TN = encoder(body, input_ids, token_type_ids, position_ids, cu_seqlens, **options)
-    pooled_BN = torch.tanh(F.linear(hidden_TN[cu_seqlens[:-1].long()], *_affine(body, "pooler.dense")))
-    next_sentence = F.cross_entropy(F.linear(pooled_BN, *_affine(weights, "cls.seq_relationship")), next_sentence_label)
-    labelled = labels != -100
-    head = "cls.predictions"
-    dense = _affine(weights, f"{head}.transform.dense")
-    x_MN, _ = linear_gelu(hidden_TN[labelled], *dense, options.get("approximate", "none"), False)
-    norm = _affine(weights, f"{head}.transform.LayerNorm")
-    x_MN, _, _ = layer_norm(x_MN, None, None, *norm, options["eps"], 0.0, None, 0)
-    logits_MV = F.linear(x_MN, body["embeddings.word_embeddings.weight"], weights[f"{head}.bias"])
-    return F.cross_entropy(logits_MV, labels[labelled]) + next_sentence
-
-
-def _affine(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
 def _before_norm(

@@ -20,6 +20,7 @@ from fastbert.touched import (
     Whole,
     dropout,
     dropout_rate,
+    is_hooked,
     methods,
     why_class_touched,
 )
@@ -123,7 +124,7 @@ class Survey:
         if not _can_be_watched(module):
             return  # a function, or a scripted module: known by what stands in its parent
         self._visited[module] = None
-        if any(HOOKS(module.__dict__)):
+        if is_hooked(module):
             self.hooked.append(path)
         if why == CALLED and inside:
             self._visited.update((m, None) for m in module.modules() if _can_be_watched(m))

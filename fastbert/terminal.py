@@ -12,6 +12,11 @@ def note(message: str) -> None:
     print(f"fastbert: {message}", file=sys.stderr)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 text, 2,000 texts."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @contextlib.contextmanager
 def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """A function that advances a bar on stderr, which shows up after a second, and only on a terminal."""

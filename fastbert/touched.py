@@ -41,8 +41,10 @@ _MACHINERY = (
     "torch.profiler.",
     "torch.utils.flop_counter",
     "torch.utils.module_tracker",
-    "transformers.utils.output_capturing",
 )
+# Left on a model by the first call of transformers' own forward that returned hidden states or attentions. They do
+# nothing but in such a call.
+_CAPTURING = "transformers.utils.output_capturing"
 _ASKING = ("make_inputs_require_grads", "make_inputs_require_grad")  # transformers', PEFT's
 # Whose modules compute a product or a norm for each token, whatever the leading dimensions.
 _TOKENWISE = (
@@ -77,20 +79,19 @@ _GLOBAL_HOOKS = {
 }
 
 
-_FUNCTIONS: dict[tuple[Any, str], Any] = {
-    (where, name): getattr(where, name)
-    for where, names in {
-        F: ("linear", "embedding", "layer_norm", "dropout", "gelu", "scaled_dot_product_attention", "cross_entropy"),
-        nn.Module: ("__call__",),
-        nn.CrossEntropyLoss: ("forward",),
-    }.items()
-    for name in names
-}
+_COMMON = ""
+_FUNCTIONS: dict[str, list[tuple[Any, str, Any]]] = {}  # by the name of the module whose classes call them
 
 
-def remember_functions(module: Any, *names: str) -> None:
-    """Take down functions of a module that its classes call."""
-    _FUNCTIONS.update({(module, name): getattr(module, name) for name in names})
+def remember_functions(where: Any, *names: str, called_by: str = _COMMON) -> None:
+    """Take down functions that the classes of a module of transformers' call; by default of all."""
+    _FUNCTIONS.setdefault(called_by, []).extend((where, name, getattr(where, name)) for name in names)
+
+
+remember_functions(F, "linear", "embedding", "layer_norm", "dropout", "gelu", "scaled_dot_product_attention")
+remember_functions(F, "cross_entropy")
+remember_functions(nn.Module, "__call__")
+remember_functions(nn.CrossEntropyLoss, "forward")
 
 
 class Each(NamedTuple):
@@ -170,11 +171,15 @@ def can_look_at(values: Tensor) -> bool:
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def why_all_touched() -> str | None:
-    """Whether somebody hooked all modules that there are, or replaced a function that transformers' layers call."""
-    for (where, name), function in _FUNCTIONS.items():
-        if getattr(where, name) is not function:
-            return f"{where.__name__}.{name} is replaced"
+def why_all_touched(home: str) -> str | None:
+    """Whether somebody hooked all modules that there are, or replaced a function that transformers' layers call.
+
+    home: the name of the module that these layers are in.
+    """
+    for called_by in (_COMMON, home):
+        for where, name, function in _FUNCTIONS.get(called_by, ()):
+            if getattr(where, name) is not function:
+                return f"{where.__name__}.{name} is replaced"
     for name, hooks in _GLOBAL_HOOKS.items():
         if any(not _is_machinery(hook) for hook in hooks.values()):
             return f"{name} on all modules"
@@ -195,6 +200,8 @@ def why_touched(module: nn.Module) -> str | None:
             return f"its {name} is replaced"
     for hooks, name in zip(HOOKS(own), _HOOK_NAMES, strict=True):
         for hook in hooks.values():
+            if _home(hook) == _CAPTURING:
+                continue
             if not _is_machinery(hook):
                 return name
             touch = CALLED
@@ -205,13 +212,20 @@ def why_touched(module: nn.Module) -> str | None:
     return touch
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a hook does anything in a packed call."""
+    return any(_home(hook) != _CAPTURING for hooks in HOOKS(module.__dict__) for hook in hooks.values())
+
+
 def _is_machinery(hook: Any) -> bool:
     while isinstance(hook, functools.partial):
         hook = hook.func
-    if getattr(hook, "__name__", "") in _ASKING:
-        return True
-    where = getattr(hook, "__module__", None) or type(hook).__module__
-    return str(where).startswith(_MACHINERY)
+    return getattr(hook, "__name__", "") in _ASKING or _home(hook).startswith(_MACHINERY)
+
+
+def _home(hook: Any) -> str:
+    """The module where a hook is written."""
+    return str(getattr(hook, "__module__", None) or type(hook).__module__)
 
 
 def _is_distributed(kind: type) -> bool:

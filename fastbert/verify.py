@@ -6,11 +6,13 @@ padding is not compared: fastbert's hidden states must be zero there.
 Dimension key:  B batch   L padded length   V vocabulary
 """
 
+import contextlib
 import copy
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -115,6 +117,19 @@ def load_architecture(name: str) -> PreTrainedModel:
     return load_model(getattr(transformers, named[0]) if named else transformers.AutoModel, name)
 
 
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Calls that fall back are found here, and named in what is returned."""
+    logger = logging.getLogger("fastbert")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_unlogged()
 def verify(
     model: PreTrainedModel,
     sequences: Sequence[Sequence[int]] | None = None,
@@ -159,9 +174,11 @@ def verify(
         inputs = {"input_ids": input_ids}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
+        second_half = (torch.arange(input_ids.shape[1]) >= input_ids.shape[1] // 2).long().expand_as(input_ids)
         if getattr(stock.config, "type_vocab_size", 0) > 1:
-            middle = input_ids.shape[1] // 2
-            inputs["token_type_ids"] = (torch.arange(input_ids.shape[1]) >= middle).long().expand_as(input_ids)
+            inputs["token_type_ids"] = second_half
+        if getattr(stock.config, "use_task_id", False):
+            inputs["task_type_ids"] = second_half
         inputs = {name: t.to(device) for name, t in inputs.items()}
         valid = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         before = report(fast)
@@ -234,6 +251,7 @@ def _run(model: PreTrainedModel, inputs: dict[str, Tensor], valid: Tensor) -> _R
     """Once for the hidden states, and once as it is trained, for the outputs and the gradients."""
     inputs = dict(inputs)
     if type(model).__name__.endswith("MultipleChoice"):
+        inputs.pop("task_type_ids", None)  # which transformers does not flatten
         inputs = {name: t[:, None] for name, t in inputs.items()}
     values: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -263,13 +281,14 @@ def _run(model: PreTrainedModel, inputs: dict[str, Tensor], valid: Tensor) -> _R
     return _Run({name: t.detach() for name, t in values.items()}, gradients)
 
 
-def _per_token(name: str, t: Tensor) -> bool:
-    return t.ndim == 3 or name in ("start_logits", "end_logits")
+def _per_token(name: str, t: Tensor, valid: Tensor) -> bool:
+    """Answers' logits, and those of a discriminator, are (B, L)."""
+    return t.ndim == 3 or (name.endswith("logits") and t.shape == valid.shape)
 
 
 def _valid_rows(name: str, t: Tensor, valid: Tensor) -> Tensor:
     """Those tokens of an output, or those sequences, that are no padding."""
-    return t[valid] if _per_token(name, t) else t[valid.any(-1)]
+    return t[valid] if _per_token(name, t, valid) else t[valid.any(-1)]
 
 
 def _is_clean(values: dict[str, Tensor], valid: Tensor, packed: bool) -> bool:
@@ -310,10 +329,10 @@ def _gradient_rows(mask: str, runs: list[dict[str, Tensor]]) -> list[Row]:
 
 
 def _part(parameter: str) -> str:
-    layer = re.search(r"\blayer\.(\d+)\.", parameter)
+    layer = re.search(r"layer(?:s|_groups)?\.(\d+)\.", parameter)
     if layer:
         return f"layer {layer[1]}"
-    return "embeddings" if "embeddings." in parameter else "heads"
+    return "embeddings" if "embedding" in parameter else "heads"
 
 
 def _judge(rows: list[Row], dtype: torch.dtype, tolerance: float | None) -> list[Row]:

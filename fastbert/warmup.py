@@ -6,8 +6,6 @@ features (`encoder`), and by which sizes 16 divides. Nothing is launched: a laun
 """
 
 import contextlib
-import inspect
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +20,8 @@ from transformers import PreTrainedModel
 
 from fastbert.families import CLASSES, _base
 from fastbert.kernels import _launch
+from fastbert.machine import cores
+from fastbert.terminal import counted
 
 TRIES = 20
 LENGTHS = (16, 32, 64, 128)  # tiles shrink with a shorter longest sequence; all that are longer have the same
@@ -45,7 +45,8 @@ class WarmUp:
     def __str__(self) -> str:
         if not self.threads:
             return "nothing to compile: Triton kernels run on a GPU only"
-        lines = [f"{self.kernels} kernels compiled or loaded in {self.seconds:.1f} s, on {self.threads} threads"]
+        done = f"{counted(self.kernels, 'kernel')} compiled or loaded in {self.seconds:.1f} s"
+        lines = [f"{done}, on {counted(self.threads, 'thread')}"]
         return "\n".join([*lines, *(f"warning: {failure}" for failure in self.failures)])
 
 
@@ -77,7 +78,7 @@ def warm_up(
         return WarmUp(0, 0.0, 0)
     from triton import AsyncCompileMode
 
-    threads = threads or _cores()
+    threads = threads or cores()
     kernels, failures = 0, dict[str, None]()
     with _Compilers(threads, "fastbert warm-up") as pool:
         for device in devices:
@@ -127,8 +128,9 @@ def _run(model: PreTrainedModel, seqlens: list[int], training: bool) -> None:
     if training and model.get_output_embeddings() is not None:
         labels = 16 if seqlens[0] == seqlens[-1] else 17
         batch["labels"] = ids.masked_fill(torch.arange(T, device=device) >= min(labels, T // 2), -100)
-        if "next_sentence_label" in inspect.signature(type(model).forward).parameters:
-            batch["next_sentence_label"] = torch.zeros(len(seqlens), dtype=torch.int64, device=device)
+        pair_label = getattr(model, "_pair_label", None)
+        if pair_label is not None:
+            batch[pair_label] = torch.zeros(len(seqlens), dtype=torch.int64, device=device)
     output = model(**batch, return_dict=True)
     loss = output.get("loss")
     if loss is None:
@@ -233,7 +235,3 @@ def _load(device: int, compiled: Any) -> str | None:
 
 def _gpus(model: nn.Module) -> list[int]:
     return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

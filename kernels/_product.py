@@ -85,7 +85,7 @@ def tiles_for(x: Tensor, weight: Tensor, activation: str | None) -> Tiles | None
 def why(device: torch.device, dtype: torch.dtype, activation: str | None, N: int, K: int) -> str:
     """Which way a product takes, and why: for people."""
     if device.type != "cuda":
-        return "PyTorch, not on a GPU"
+        return f"PyTorch's own, as always on {'a CPU' if device.type == 'cpu' else device.type}"
     if dtype == torch.float64:
         return "PyTorch, in float64"
     if not _library.HAS_TRITON:

@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,3 +77,11 @@ def poisoned_allocations() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def vocabulary_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocab.txt of letters and a few words."""
+    from tests.stores import write_vocabulary
+
+    return write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")

@@ -94,7 +94,7 @@ def invented_run(device: str) -> Run:
         work = Work(flops=2 * n * K * V * len(passes), products=tuple((name, n, K, V) for name in passes))
         add("cross_entropy", case, work, {OURS: rng.uniform(0.5, 0.7), "PyTorch": 0.3, "Liger": 0.45})
     for case in unique(bench_model):
-        layers, hidden, _ = MODELS[case["model"]]
+        layers, hidden, _ = MODELS[case["model"].split()[0]]
         sequences = batch_of(case["lengths"], case["batch"], case["S"])
         flops = sum((24 * hidden * hidden + 4 * n * hidden) * n * layers for n in sequences)
         training = case["step"] == "training"

@@ -21,7 +21,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastbert.data.prepare import prepare
 from fastbert.data.pretraining import Sampling
+from fastbert.data.readers import Reader
+from fastbert.data.store import HELD_OUT
+from fastbert.data.vocabulary import load_tokenizer
 from fastbert.training import checkpoints
 from fastbert.training.pretraining import pretrain
 from fastbert.training.recipe import Recipe
@@ -42,10 +46,19 @@ CONFIG = {
 
 def make_corpus(folder: Path) -> Path:
     """The fables as a token store, and a configuration for them beside it."""
-    command = [sys.executable, "-m", "fastbert.cli", "prepare", str(FABLES), "-o", str(folder)]
+    command = [sys.executable, "-m", "fastbert", "prepare", str(FABLES), "-o", str(folder)]
     subprocess.run([*command, "--train-vocab", "600", "--workers", "1"], check=True, cwd=ROOT, capture_output=True)
     (folder.parent / "config.json").write_text(json.dumps(CONFIG))
     return folder
+
+
+def hold_out(corpus: Path, fables: int = 70) -> Path:
+    """A copy of the store with a held-out part beside its own: some of the fables that it was made of."""
+    path = shutil.copytree(corpus, corpus.with_name(f"{corpus.name}-held"))
+    some = corpus.with_name("some.jsonl")
+    some.write_text("".join(FABLES.read_text(encoding="utf-8").splitlines(keepends=True)[:fables]), encoding="utf-8")
+    prepare([some], path / HELD_OUT, lambda: load_tokenizer(str(corpus)), asked={}, reader=Reader())
+    return path
 
 
 def recipe(corpus: Path, **changes: Any) -> Recipe:

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from fastbert.data.prepare import Prepared, prepare
+from fastbert.data import sources
+from fastbert.data.building import Prepared
+from fastbert.data.documents import Problems
+from fastbert.data.markdown import markdown_documents
+from fastbert.data.prepare import prepare
 from fastbert.data.readers import Reader
+from fastbert.data.sources import File, Source
 from fastbert.data.store import Store
 from fastbert.data.vocabulary import load_tokenizer
 
@@ -40,6 +45,18 @@ def make_store(files: list[Path], output: Path, vocabulary: Path, **options: Any
     prepared = prepare(files, output, lambda: load_tokenizer(str(vocabulary)), asked={}, **options)
     assert prepared is not None
     return prepared
+
+
+def read_documents(given: Path | Source, **options: Any) -> tuple[list[list[str]], list[int], dict[str, list[str]]]:
+    """Texts of each document, the line or row where each starts, and problems."""
+    source = File.of(given) if isinstance(given, Path) else given
+    problems = Problems()
+    reader = Reader(**options)
+    reader.check(source)
+    found = []
+    for document in reader.read(source, sources.names([source])[0], problems):
+        found += list(markdown_documents(document, problems)) if document.kind == "markdown" else [document]
+    return [document.texts for document in found], [document.line for document in found], problems.first
 
 
 def content(store: Path) -> dict[str, bytes]:

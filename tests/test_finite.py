@@ -272,11 +272,11 @@ class TestCommand:
                 cli.main()
             assert (exit_.value.code or 0) == status
             lines = capfd.readouterr().err.splitlines()
-            said = [line for line in lines if line.startswith("fastbert: ")]
+            begun = ("fastbert: pretraining in ", "fastbert: resumed at ", "  ")
+            ended = [line for line in lines if not line.startswith(begun)]
             assert not any("Traceback" in line for line in lines)
             if status:
-                assert lines == said
-                (line,) = said
+                (line,) = ended
                 assert line.startswith("fastbert: step 3 is not finite: its loss is inf")
             assert _saved(tmp_path / "run") == saved
 

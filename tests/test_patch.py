@@ -1,6 +1,8 @@
 """patch, unpatch and report: models of transformers, PEFT, sentence-transformers, with parts that others replaced."""
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,19 +117,38 @@ def test_an_operator_on_a_gpu_that_is_too_old_says_so(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential()], ids=["linear", "empty"])
 def test_nothing_to_patch(model: nn.Module) -> None:
-    with pytest.raises(
-        ValueError, match=r"is no model that fastbert knows; the families are albert, bert, .*xlm-roberta"
-    ):
-        fastbert.patch(model)
-    for verb in (fastbert.unpatch, fastbert.report):
-        with pytest.raises(ValueError, match="is not patched"):
+    for verb in (fastbert.patch, fastbert.report):
+        with pytest.raises(ValueError, match=r"is no model that fastbert knows\. .*: albert, bert, .*, xlm-roberta"):
             verb(model)
+    with pytest.raises(ValueError, match="is not patched"):
+        fastbert.unpatch(model)
 
 
 def test_an_unknown_model_type_is_named() -> None:
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=10)
-    with pytest.raises(ValueError, match=r"GPT2Model .*is no model that fastbert knows"):
-        fastbert.patch(transformers.GPT2Model(config))
+    model = transformers.GPT2Model(config)
+    for root, name in ((model, "GPT2Model"), (nn.Sequential(model), "Sequential with GPT2Model")):
+        with pytest.raises(ValueError, match=rf"^{name} is no model that fastbert knows"):
+            fastbert.patch(root)
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (
+            "no/model",
+            r"the name 'no/model': fastbert\.{verb}\(transformers\.AutoModel\.from_pretrained\('no/model'\)\)$",
+        ),
+        (Path("no/model"), "the name 'no/model': "),
+        (transformers.BertModel, "the class BertModel: make a model of it first"),
+        (SimpleNamespace(model=nn.Linear(2, 2)), "something of type SimpleNamespace: give it its .model$"),
+        (None, "something of type NoneType$"),
+    ],
+)
+def test_what_is_no_model(thing: Any, message: str) -> None:
+    for verb in (fastbert.patch, fastbert.unpatch, fastbert.report):
+        with pytest.raises(TypeError, match=message.replace("{verb}", verb.__name__)):
+            verb(thing)
 
 
 def test_bad_option() -> None:
@@ -143,7 +164,20 @@ def test_report_says_what_is_fused_and_why_not() -> None:
     assert report.fused["bias + dropout + residual + LayerNorm"] == 6
     assert report.plain["linear + bias + GELU: ReLU is no GELU"] == 3
     assert "0 packed, 0 fell back" in str(report)
-    assert "attention_fwd: " in str(report)
+    assert "attention_fwd" in report.backends
+    assert "attention_fwd" not in str(report)  # `fastbert info` says that
+
+
+def test_report_of_a_model_that_is_not_patched_says_what_would_be_fused() -> None:
+    stock, fast = pair("BertForMaskedLM")
+    root = nn.Sequential(stock)
+    before = [{**m.__dict__} for m in root.modules()], _classes(root)
+    report = fastbert.report(root)
+    assert ([m.__dict__ for m in root.modules()], _classes(root)) == before
+    assert not report.patched
+    assert report.fused == fastbert.report(fast).fused
+    assert str(report).startswith("Sequential on cpu is not patched; with fastbert.patch:\nwould be fused:\n")
+    assert "calls:" not in str(report)
 
 
 @needs("triton")
@@ -194,7 +228,15 @@ class TestReplacedParts:
             torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits, atol=1e-5, rtol=1e-5)
             assert_gradients_close(model, expected)
             assert fastbert.report(model).packed_calls == 2
-            assert fastbert.report(model).plain["linear + bias + GELU: Linear is called"] == 3
+            called = "peft.tuners.lora.layer.Linear is called"
+            report = fastbert.report(model)
+            assert report.plain[f"linear + bias + GELU: {called}"] == 3
+            assert report.products == {
+                f"48 -> 48: {called}": 9,
+                "48 -> 48: Linear is called, for q, k and v cannot be one product": 3,
+                f"48 -> 96: {called}": 3,
+                f"96 -> 48: {called}": 3,
+            }
         merged = first.merge_and_unload()
         torch.testing.assert_close(merged(**inputs).logits, expected(**inputs).logits, atol=1e-5, rtol=1e-5)
         assert fastbert.report(merged).fused["linear + bias + GELU"] == 3

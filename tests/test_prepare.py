@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer
 
-from fastbert.data import parts
-from fastbert.data import prepare as prepare_
+from fastbert.data import building, parts
+from fastbert.data.documents import Problems
 from fastbert.data.prepare import prepare, train_vocabulary
 from fastbert.data.readers import Reader
+from fastbert.data.sources import File
 from fastbert.data.store import Store, whole_part
 from fastbert.errors import InputError
 from tests.optional import needs
@@ -39,11 +40,6 @@ from tests.stores import (
     write,
     write_vocabulary,
 )
-
-
-@pytest.fixture(scope="module")
-def vocabulary_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +86,7 @@ class TestContent:
     def test_parts_are_closed_when_they_are_full(self, undisturbed: Path, texts: list[Path], tmp_path: Path) -> None:
         sizes = [len(part.documents) - 1 for part in Store.open(undisturbed).parts]
         assert len(sizes) > 20
-        documents = [document for file in texts for document in Reader().read(file, "", prepare_.Problems())]
+        documents = [document for file in texts for document in Reader().read(File.of(file), "", Problems())]
         size, expected = 0, [0]
         for document in documents:
             if size >= 4000:
@@ -428,8 +424,8 @@ class TestMemory:
             outstanding -= 1
             return type("Waited", (), {"done": {last}})
 
-        monkeypatch.setattr(prepare_, "ProcessPoolExecutor", Pool)
-        monkeypatch.setattr(prepare_, "wait", wait)
+        monkeypatch.setattr(building, "ProcessPoolExecutor", Pool)
+        monkeypatch.setattr(building, "wait", wait)
         prepared = make_store([FABLES], tmp_path / "corpus", vocabulary_file, workers=3)
         assert prepared.written > 10
         assert most == 5

@@ -16,11 +16,6 @@ from tests.stores import FABLES, content, decoded, faulty_texts, write, write_vo
 
 
 @pytest.fixture(scope="module")
-def vocabulary_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")
-
-
-@pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return faulty_texts(tmp_path_factory.mktemp("texts"))
 
@@ -56,11 +51,11 @@ class TestCommand:
         closing = (
             f"{store.documents:,} documents, {store.sentences:,} sentences, {store.tokens:,} tokens, 5 left out; 1 "
         )
-        assert f"fastbert: {closing}parts;" in said
+        assert f"fastbert: {closing}part;" in said
         assert said.rstrip().endswith("corpus is finished")
         status, said = run(*arguments)
         assert status == 0
-        assert "1 parts, 1 of them were there;" in said
+        assert "1 part, 1 of them were there;" in said
         status, said = run(*arguments, "--cased")
         assert (status, said.count("\n")) == (1, 1)
         assert "was begun with other settings (tokenizer)" in said
@@ -85,7 +80,7 @@ class TestCommand:
         assert sorted(content(path)) == ["plan.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
         status, said = run(*arguments, "--shard", "2/2")
         assert status == 0
-        assert "is not finished: 1 of 1 parts are other shards' to write" in said
+        assert "is not finished: other shards have 1 of 1 part to write" in said
         assert run(*arguments, "--shard", "1/2")[0] == 0
         assert Store.open(path).vocab_size == 700
         shutil.move(path, tmp_path / "sharded")

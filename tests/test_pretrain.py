@@ -35,6 +35,7 @@ from fastbert.training.pretraining import pretrain
 from fastbert.training.recipe import Recipe, config_names, load_config
 from fastbert.training.trainer import PretrainingTrainer
 from tests.optional import needs
+from tests.runs import hold_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
@@ -246,13 +247,17 @@ def test_two_processes_equal_one_and_a_killed_one_is_restarted(
     small: str, recipe: Recipe, corpus: Path, tmp_path: Path
 ) -> None:
     """Under torchrun, as a user starts them: each has half of the batch. Sharded ones: test_checkpoints.py."""
-    recipe = replace(recipe, dropout=0.0, sampling=replace(recipe.sampling, window_tokens=1 << 24))
+    corpus = hold_out(corpus)
+    recipe = replace(recipe, eval_every=5, dropout=0.0, sampling=replace(recipe.sampling, window_tokens=1 << 24))
     pretrain(recipe, corpus, tmp_path / "one", device=CPU)
-    assert _under_torchrun(6, tmp_path / "two", corpus, small, "--dropout", "0") == 0
+    assert _under_torchrun(6, tmp_path / "two", corpus, small, "--dropout", "0", "--eval-every", "5") == 0
     assert (tmp_path / "two.killed").exists()
     _assert_same(tmp_path / "one", tmp_path / "two", 3e-6)
     for a, b in zip(_figures(tmp_path / "one"), _figures(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    first = [read_log(tmp_path / run)[0] for run in ("one", "two")]
+    assert first[0]["eval_mlm_loss"] == first[1]["eval_mlm_loss"], "of the same model, to the last bit"
+    assert (tmp_path / "two/best/evaluation.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -386,6 +391,7 @@ class TestBadInput:
 
     def test_a_damaged_checkpoint(self, recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
         pretrain(recipe, corpus, tmp_path / "run", device=CPU)
+        (tmp_path / "run/model").rename(tmp_path / "model")  # of a finished run no checkpoint is read
         (tmp_path / "run/checkpoint-12/data.json").write_text("{")
         with pytest.raises(InputError, match=r"data\.json cannot be read"):
             pretrain(recipe, corpus, tmp_path / "run", device=CPU)

@@ -1,6 +1,6 @@
 """BertForPreTraining's training step, heads and all: on a CPU, on a GPU, and with TRITON_INTERPRET=1 on the kernels.
 
-Against `reference.pretraining_loss`, with dropout on and the same masks; that itself against transformers.
+Against `reference_encoder.pretraining_loss`, with dropout on and the same masks; that itself against transformers.
 """
 
 import re
@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 import fastbert
-from fastbert import reference
+from fastbert import reference_encoder
 from fastbert.demo import load_fables
 from tests.models import tiny_config
 
@@ -63,7 +63,7 @@ def _reference_loss(model: nn.Module, weights: dict[str, Tensor], batch: Batch, 
     cu_seqlens = batch["cu_seqlens"]
     position_ids = torch.cat([torch.arange(n, device=cu_seqlens.device) for n in cu_seqlens.diff().tolist()])
     config = model.config
-    return reference.pretraining_loss(
+    return reference_encoder.pretraining_loss(
         weights,
         batch["input_ids"],
         batch["token_type_ids"],

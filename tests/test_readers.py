@@ -4,18 +4,21 @@ import errno
 import gzip
 import io
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastbert.data import lines, readers, sentences
+from fastbert.data import lines, markdown, sentences, sources
+from fastbert.data.documents import Problems
 from fastbert.data.lines import Lines
-from fastbert.data.readers import Problems, Reader, markdown_documents
+from fastbert.data.readers import Reader
+from fastbert.data.sources import File
 from fastbert.errors import InputError
 from tests.optional import needs
-from tests.stores import FABLES, fables
+from tests.stores import FABLES, fables, read_documents
 
 Read = tuple[list[list[str]], list[int], dict[str, list[str]]]
 
@@ -24,12 +27,7 @@ def _read(path: Path, content: str | bytes | None = None, **options: Any) -> Rea
     """Texts of each document, the line where each starts, and problems."""
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-    problems = Problems()
-    found = []
-    for document in Reader(**options).read(path, path.name, problems):
-        found += list(markdown_documents(document, problems)) if document.kind == "markdown" else [document]
-    assert all(problems.counts[reason] >= len(places) > 0 for reason, places in problems.first.items())
-    return [document.texts for document in found], [document.line for document in found], problems.first
+    return read_documents(path, **options)
 
 
 class TestText:
@@ -143,17 +141,17 @@ class TestJsonLines:
         path = tmp_path / f"a.{suffix}"
         path.write_bytes(gzip.compress(content.encode()) if suffix.endswith("gz") else content.encode())
         with pytest.raises(InputError, match=rf"{path} is a JSON array, but JSON lines are wanted, an object a line"):
-            Reader().check(path)
+            Reader().check(File.of(path))
 
     def test_what_is_no_array(self, tmp_path: Path) -> None:
         for content in (b'{"text": ["One."]}', b"", b"\n\n", b"\xff["):
             (tmp_path / "a.json").write_bytes(content)
-            Reader().check(tmp_path / "a.json")
+            Reader().check(File.of(tmp_path / "a.json"))
         for name in ("a.txt", "a.md"):
             (tmp_path / name).write_text("[1] One.")
-            Reader().check(tmp_path / name)
+            Reader().check(File.of(tmp_path / name))
         (tmp_path / "a.json.gz").write_bytes(b"[damaged")
-        Reader().check(tmp_path / "a.json.gz")
+        Reader().check(File.of(tmp_path / "a.json.gz"))
 
 
 MARKDOWN = """\
@@ -240,8 +238,8 @@ class TestMarkdown:
         section = "## {0}\n\ntext {0}\n\n````\n```\n# no heading\n````\n\n### {0}.1\nmore\n"
         (tmp_path / "a.md").write_text("".join(section.format(i) for i in range(50)))
         whole = _read(tmp_path / "a.md")
-        monkeypatch.setattr(readers, "_MARKDOWN_CHARACTERS", 200)
-        pieces = list(Reader().read(tmp_path / "a.md", "a.md", Problems()))
+        monkeypatch.setattr(markdown, "_MARKDOWN_CHARACTERS", 200)
+        pieces = list(Reader().read(File.of(tmp_path / "a.md"), "a.md", Problems()))
         assert len(pieces) > 10
         assert _read(tmp_path / "a.md") == whole
         assert len(whole[0]) == 50
@@ -272,7 +270,7 @@ class TestGzip:
         assert problems == {"the rest of a damaged or truncated gzip file": [f"a.jsonl.gz ({read} read)"]}
         found = []
         with pytest.raises(InputError, match=rf"a\.jsonl\.gz is a damaged or truncated .* \({read} can be read\)"):
-            found.extend(Reader().read(tmp_path / "a.jsonl.gz", "a", Problems()))
+            found.extend(Reader().read(File.of(tmp_path / "a.jsonl.gz"), "a", Problems()))
         assert [document.texts for document in found] == texts
 
     def test_truncated_in_a_line(self, tmp_path: Path) -> None:
@@ -315,25 +313,25 @@ class TestGzip:
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader()
-    for name in ("a", "a.csv", "a.gz", "a.tar.gz", ".txt"):
+    for name in ("a", "a.pdf", "a.gz", "a.tar.gz", ".txt", "a.parquet.gz"):
+        (tmp_path / name).touch()
         with pytest.raises(InputError, match=r"its name must end with one of \.txt"):
-            reader.check(tmp_path / name)
+            sources.find([tmp_path / name])
     with pytest.raises(InputError, match=r"a\.txt: there is no such file"):
-        reader.check(tmp_path / "a.txt")
-    (tmp_path / "b.txt").mkdir()
+        sources.find([tmp_path / "a.txt"])
+    os.mkfifo(tmp_path / "b.txt")
     with pytest.raises(InputError, match=r"b\.txt: not a file"):
-        reader.check(tmp_path / "b.txt")
+        sources.find([tmp_path / "b.txt"])
 
     class Unreadable(io.BytesIO):
         def read1(self, size: int | None = -1, /) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
 
     (tmp_path / "c.txt").write_text("text")
-    reader.check(tmp_path / "c.txt")
+    Reader().check(File.of(tmp_path / "c.txt"))
     monkeypatch.setattr(Path, "open", lambda *_: Unreadable())
     with pytest.raises(InputError, match=r"cannot read .*c\.txt: Input/output error"):
-        list(reader.read(tmp_path / "c.txt", "c.txt", Problems()))
+        list(Reader().read(File.of(tmp_path / "c.txt"), "c.txt", Problems()))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
@@ -341,7 +339,7 @@ def test_progress_adds_up_to_the_file(tmp_path: Path, suffix: str) -> None:
     content = FABLES.read_bytes() * 20
     (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     steps: list[int] = []
-    list(Reader().read(tmp_path / f"a.{suffix}", "a", Problems(), steps.append))
+    list(Reader().read(File.of(tmp_path / f"a.{suffix}"), "a", Problems(), steps.append))
     assert sum(steps) == (tmp_path / f"a.{suffix}").stat().st_size
     assert len(steps) > 5
 
@@ -400,7 +398,7 @@ class TestSentences:
         )
         pieces = list(sentences.split(text))
         assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
-        assert len(set(whole) ^ set(pieces)) < 0.01 * len(whole)
+        assert len(set(whole) ^ set(pieces)) < 0.02 * len(whole)  # a sentence that is parted is three of them
         assert max(sizes) == sentences._WINDOW < len(text) / 5
         assert sum(sizes) < 3 * len(text)
 

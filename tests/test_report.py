@@ -11,26 +11,40 @@ from bench import report
 from bench.pictures import PICTURES
 from bench.record import OURS, Row, Run, Work
 from bench.shown import Gain, kernels, losses, telling
+from fastbert.families.__main__ import table
 from tests.invented import CPU, SDPA, empty_run, invented_run, model_case, model_row, small_run, timing
 
-README = """# before
+DOCUMENTS = {
+    "README.md": """# before
 <!-- report: headline -->
 old
 <!-- /report -->
 between
+<!-- report: families -->
+<!-- /report -->
+after
+""",
+    "docs/performance.md": """# before
 <!-- report: memory -->
 <!-- /report -->
 after
-"""
+""",
+}
 
 
-def write_report(folder: Path, **runs: Run) -> str:
-    """The README that these runs make, by the names of their files."""
-    for name, run in runs.items():
-        run.write(folder / "results" / f"{name}.json")
-    (folder / "README.md").write_text(README)
-    assert report.main(sorted((folder / "results").glob("*.json")), folder / "README.md") == 0
-    return (folder / "README.md").read_text()
+def write_report(folder: Path, name: str = "README.md", **runs: Run) -> str:
+    """The README that these runs make, by the names of their files; or another document."""
+    for stem, run in runs.items():
+        run.write(folder / "results" / f"{stem}.json")
+    write_documents(folder)
+    assert report.main(sorted((folder / "results").glob("*.json")), folder) == 0
+    return (folder / name).read_text()
+
+
+def write_documents(folder: Path, lost: str = "<no such marker>") -> None:
+    for name, text in DOCUMENTS.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text.replace(lost, ""))
 
 
 def test_the_headline_is_in_tokens_a_second_and_compares_with_the_faster_compiled(tmp_path: Path) -> None:
@@ -88,28 +102,40 @@ def test_what_is_hardly_slower_does_not_look_alike() -> None:
 def test_only_the_sections_change(tmp_path: Path) -> None:
     row = Row("memory", {"hidden": 768}, values={SDPA: 200.0, OURS: 50.0}, unit="B")
     text = write_report(tmp_path, here=empty_run(rows=[row]))
-    before, headline, memory = text.split("<!-- report: ")
+    before, headline, families = text.split("<!-- report: ")
     assert before == "# before\n"
     assert headline == "headline -->\n<!-- /report -->\nbetween\n"  # no model was measured
+    assert families == f"families -->\n{table()}\n<!-- /report -->\nafter\n"
+    before, memory = (tmp_path / "docs" / "performance.md").read_text().split("<!-- report: ")
+    assert before == "# before\n"
     assert memory.startswith("memory -->\n| hidden | transformers SDPA, B | fastbert | ratio |\n")
     assert "| 768 | 200 | 50 | 0.25 |" in memory
+    assert "(../results/here.md)" in memory
     assert memory.endswith("\n<!-- /report -->\nafter\n")
 
 
-@pytest.mark.parametrize("lost", ["<!-- report: headline -->", "<!-- report: memory -->", "<!-- /report -->\nbetween"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "<!-- report: headline -->",
+        "<!-- report: families -->",
+        "<!-- report: memory -->",
+        "<!-- /report -->\nbetween",
+    ],
+)
 def test_a_marker_that_is_missing(lost: str, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(README.replace(lost, ""))
-    with pytest.raises(ValueError, match="README has no section from <!-- report: "):
-        report.main([], readme)
-    assert readme.read_text() == README.replace(lost, "")
+    write_documents(tmp_path, lost)
+    with pytest.raises(ValueError, match=r"(README|performance)\.md has no section from <!-- report: "):
+        report.main([], tmp_path)
+    for name, text in DOCUMENTS.items():
+        assert (tmp_path / name).read_text() == text.replace(lost, "")
 
 
 def test_a_section_that_does_not_end_takes_no_other_with_it() -> None:
     text = "<!-- report: a -->\nmine\n<!-- report: b -->\n<!-- /report -->\n"
-    assert report.put(text, "b", "new\n") == text.replace("b -->\n", "b -->\nnew\n")
+    assert report.put(text, "b", "new\n", "README.md") == text.replace("b -->\n", "b -->\nnew\n")
     with pytest.raises(ValueError, match="report: a -->"):
-        report.put(text, "a", "new\n")
+        report.put(text, "a", "new\n", "README.md")
 
 
 def test_the_latest_gpu_comes_first(tmp_path: Path) -> None:
@@ -129,7 +155,8 @@ def test_memory_is_of_the_latest_run_that_has_it(tmp_path: Path) -> None:
         case = {"hidden": 768, "dtype": "bfloat16", "padding": "half"}
         return empty_run(started=started, rows=[Row("memory", case, values={SDPA: 27960.0, OURS: kept}, unit="B")])
 
-    text = write_report(tmp_path, new=run("2031", 12320.0), old=run("2030", 27960.0), newest=empty_run(started="2032"))
+    runs = {"new": run("2031", 12320.0), "old": run("2030", 27960.0), "newest": empty_run(started="2032")}
+    text = write_report(tmp_path, "docs/performance.md", **runs)
     assert "| 768 | bfloat16 | half | 27960 | 12320 | 0.44 |" in text
 
 

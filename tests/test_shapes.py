@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 import fastbert
-from tests.models import BATCH, LENGTH, assert_gradients_close, batch, no_dropout, pair, tiny_config
+from tests.models import (
+    BATCH,
+    LENGTH,
+    assert_gradients_close,
+    assert_outputs_equal,
+    batch,
+    no_dropout,
+    pair,
+    tiny_config,
+)
 
 SIZES = {
     "hidden_size": 48,
@@ -214,3 +223,19 @@ class TestSubclasses:
         torch.testing.assert_close(ours(IDS), 2 * stock(IDS)[0], atol=1e-5, rtol=1e-5)
         assert fastbert.report(ours).packed_calls == 1
         torch.testing.assert_close(fastbert.unpatch(ours)(IDS), 2 * stock(IDS)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+def test_odd_sizes(name: str) -> None:
+    """As of SpanBERT, MiniLM, LaBSE and others that are BERT by another name: no size is taken for granted."""
+    sizes = {"hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 72, "vocab_size": 101}
+    stock, fast = (
+        no_dropout(m) for m in pair(name, tiny_config(**sizes, type_vocab_size=1, max_position_embeddings=19))
+    )
+    fastbert.patch(fast, strict=True)
+    inputs = batch(name, MASK) | {"token_type_ids": ZEROS}
+    expected, actual = (model(**inputs) for model in (stock, fast))
+    assert_outputs_equal(actual, expected, MASK)
+    for output in (expected, actual):
+        (output.loss if "loss" in output else output.pooler_output.square().sum()).backward()
+    assert_gradients_close(fast, stock)

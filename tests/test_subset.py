@@ -437,3 +437,12 @@ def test_on_the_kernels(name: str, device: str) -> None:
     _step(subset, inputs)
     for p, before in zip(subset.parameters(), gradients, strict=True):
         assert torch.equal(p.grad, before)
+
+
+def test_hooks_that_transformers_left_behind_do_not_count() -> None:
+    """Its own forward leaves some on all layers, where it has returned hidden states or attentions."""
+    _, fast = pair("BertForMaskedLM", tiny_config())
+    inputs = batch("BertForMaskedLM", mask_named("right"))
+    fast(**inputs, output_hidden_states=True, output_attentions=True)
+    assert any(module._forward_hooks for module in fast.bert.encoder.layer)
+    assert fastbert.report(fast.train()).fused[PART] == 1

@@ -1,6 +1,5 @@
 """transformers' Trainer on fastbert's classes and on patched models."""
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,10 @@ import transformers
 
 pytest.importorskip("accelerate")  # the Trainer needs it
 
-from transformers import BertTokenizerFast, Trainer, TrainingArguments
+from transformers import BertTokenizerFast
 
 import fastbert
+from tests.curves import losses
 from tests.models import tiny_config
 
 SENTENCES = [
@@ -50,25 +50,16 @@ def _losses(
         for f in features:
             f["labels"] = [i if n % 3 == 1 else -100 for n, i in enumerate(f["input_ids"])]
         collator = transformers.DataCollatorForTokenClassification(tokenizer)
-    arguments = TrainingArguments(
-        output_dir=str(folder / "run"),
+    return losses(
+        model,
+        features,
+        collator,
+        folder,
         num_train_epochs=3,
         per_device_train_batch_size=8 // accumulation,
         gradient_accumulation_steps=accumulation,
         learning_rate=1e-3,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        seed=1,
-        train_sampling_strategy="sequential",
-        save_strategy="no",
-        disable_tqdm=True,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(model, arguments, train_dataset=features, data_collator=collator)
-        trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _model(kind: str, head: str, tokenizer: BertTokenizerFast) -> transformers.PreTrainedModel:

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import AutoModel, GPT2Config, GPT2Model, PreTrainedModel
 
 import fastbert
 from fastbert import functional, verify
 from fastbert.errors import InputError
 from fastbert.inference import load_model
 from tests.checkpoints import tiny_checkpoint
-from tests.models import HEADS
+from tests.models import HEADS, config_of, pair, shared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,6 +36,34 @@ def test_every_class_is_verified(tmp_path: Path, kind: str, dtype: torch.dtype) 
     parameters = {row.parameter for row in found.rows} - {None}
     unused = {name for name, _ in loaded.named_parameters() if kind == "BertModel" or "pooler" not in name} - parameters
     assert not unused
+
+
+# One of each kind of layers, embeddings and heads.
+OTHERS = ("AlbertForPreTraining", "DistilBertForMaskedLM", "DistilBertForSequenceClassification", "ElectraForMaskedLM")
+OTHERS += (
+    "ElectraForPreTraining",
+    "ErnieForPreTraining",
+    "ErnieForMultipleChoice",
+    "RobertaForMaskedLM",
+    "XLMRobertaXLForMaskedLM",
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_family_is_verified(name: str) -> None:
+    stock, _ = pair(name, config_of(name, num_hidden_layers=2))
+    found = verify.verify(stock)
+    assert found.ok, [row for row in found.rows if not row.ok]
+    assert {case.mask for case in found.cases if case.fallbacks} <= {"left padding"}
+    outputs = {row.output for row in found.rows}
+    assert {"hidden state 2", "grad. embeddings", "grad. layer 0", "grad. layer 1", "grad. heads"} <= outputs
+    assert not {name for name, p in stock.named_parameters()} - {row.parameter for row in found.rows}
+
+
+@pytest.mark.parametrize("path", ["roberta-masked-lm-sapiens-vh", "albert-masked-lm-rxnmapper"])
+def test_real_checkpoints_are_verified(path: str) -> None:
+    found = verify.verify(verify.load_architecture(shared(f"checkpoints/{path}")))
+    assert found.ok, [row for row in found.rows if not row.ok]
 
 
 def test_gradients_of_keys_biases_do_not_count_as_wrong(model: PreTrainedModel) -> None:
@@ -72,9 +100,8 @@ def test_texts_that_cannot_be_used_are_refused(model: PreTrainedModel, sequences
 
 
 def test_a_model_that_fastbert_does_not_know_is_refused() -> None:
-    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 16}
-    with pytest.raises(InputError, match="RobertaModel is no model that fastbert knows"):
-        verify.verify(RobertaModel(RobertaConfig(**sizes)))
+    with pytest.raises(InputError, match="GPT2Model is no model that fastbert knows"):
+        verify.verify(GPT2Model(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=10)))
 
 
 def perturb(parameter: str, share: float) -> Callable[[Any], Any]:

@@ -76,9 +76,8 @@ class TestVocabulary:
         with pytest.raises(InputError, match=message):
             load_tokenizer(str(write(tmp_path / "vocab.txt", content)))
 
-    def test_tokenizers_that_are_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        for name, message in (("none.txt", "there is no such file"), ("none", "no tokenizer can be read there")):
+    def test_tokenizers_that_are_none(self, tmp_path: Path) -> None:
+        for name, message in (("none.txt", "there is no such file"), ("none", "no such directory")):
             with pytest.raises(InputError, match=message) as error:
                 load_tokenizer(str(tmp_path / name))
             assert "\n" not in str(error.value)

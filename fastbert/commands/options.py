@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastbert.errors import InputError
+from fastbert.terminal import counted
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a model on the Hugging Face hub.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are kept and computed in.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")]
 
 
 def torch_dtype(dtype: Dtype) -> "torch.dtype":
@@ -44,5 +45,5 @@ def torch_device(name: str | None) -> "torch.device":
         raise InputError(f"--device must be cpu, cuda or cuda:N, but is {name!r}")
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise InputError(f"--device {name}: PyTorch sees {gpus or 'no'} GPU{'s' if gpus > 1 else ''} here")
+        raise InputError(f"--device {name}: PyTorch sees {counted(gpus, 'GPU') if gpus else 'no GPU'} here")
     return device

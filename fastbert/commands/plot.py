@@ -12,7 +12,7 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of `fastbert pretrain`.")],
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The picture. [default: curves.png in the first run]")
+        Path | None, typer.Option("--output", "-o", help="The picture.", show_default="curves.png in the first run")
     ] = None,
 ) -> None:
     """Losses, accuracies, learning rate and speed of runs, as a PNG, or as an SVG where --output ends in .svg."""

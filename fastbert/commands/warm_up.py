@@ -16,10 +16,10 @@ def warm_up(
         bool, typer.Option("--training", help="For training steps, with float32 weights and autocast to --dtype.")
     ] = False,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of the longest sequence. [default: what the model takes]")
+        int | None, typer.Option(help="Tokens of the longest sequence.", show_default="what the model takes")
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
-    threads: Annotated[int | None, typer.Option(min=1, help="That compile. [default: one a core]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="That compile.", show_default="one a core")] = None,
     device: DeviceOption = None,
 ) -> None:
     """Compile the kernels that a checkpoint's model needs into Triton's cache on the disk: no first batch waits then.

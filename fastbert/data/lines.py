@@ -1,10 +1,9 @@
-"""Lines of files, gzipped ones too, whatever ends them; of a file that is damaged or cut off, what there is."""
+"""Lines of files, compressed ones too, whatever ends them; of a file that is damaged or cut off, what there is."""
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
+
+from fastbert.data.compression import Damaged, chunks
 
 _CHUNK = 1 << 16
 
@@ -15,21 +14,23 @@ class Lines:
     Iterate once. Memory is that of a line.
 
     Args:
-        zipped: whether to unpack it with gzip.
+        compression: what unpacks it: see compression.KINDS.
         progress: called with the number of bytes of the file that have just been read.
 
     Attributes:
         number: of the last line that came, from 1.
-        damaged: the gzip file ended before its end, or cannot be unpacked from there on.  partial: and in the midst of
-            the last line that came. Both say so when that line comes.
+        damaged: the compressed file ended before its end, or cannot be unpacked from there on.
+        partial: and in the midst of the last line that came. Both say so when that line comes.
     """
 
-    def __init__(self, file: BinaryIO, *, zipped: bool = False, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, file: BinaryIO, compression: str | None = None, progress: Callable[[int], None] | None = None
+    ) -> None:
         self.number = 0
         self.damaged = self.partial = False
         self._file = file
-        self._unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
-        self._progress = progress
+        self._compression = compression
+        self._progress = progress or (lambda count: None)
 
     def __iter__(self) -> Iterator[bytes]:
         for line in self._with_ends():
@@ -39,20 +40,18 @@ class Lines:
 
     def chunks(self) -> Iterator[bytes]:
         """Instead of lines: what is in them and between them, some of it at a time."""
-        before = 0
-        while True:
-            try:
-                # Not `read`, which loses what it has where a gzip file breaks off.
-                chunk = self._unpacked.read1(_CHUNK)  # type: ignore[attr-defined]
-            except (EOFError, zlib.error, gzip.BadGzipFile):
-                self.damaged = True
-                chunk = b""
-            if self._progress is not None:
-                self._progress(self._file.tell() - before)
-                before = self._file.tell()
-            if not chunk:
-                return
-            yield chunk
+        seekable = self._file.seekable()
+        before = self._file.tell() if seekable else 0
+        try:
+            for chunk in chunks(self._file, self._compression, _CHUNK):
+                after = self._file.tell() if seekable else before + len(chunk)
+                self._progress(after - before)
+                before = after
+                yield chunk
+        except Damaged:
+            self.damaged = True
+        if seekable:
+            self._progress(self._file.tell() - before)
 
     def _with_ends(self) -> Iterator[bytes]:
         pieces: list[bytes] = []  # of a line that has not ended
@@ -70,8 +69,3 @@ class Lines:
                 pieces = []
         if pieces:
             yield b"".join(pieces)
-
-
-def is_zipped(path: Path) -> bool:
-    """By its name."""
-    return path.suffix.lower() == ".gz"

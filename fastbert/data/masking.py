@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastbert.errors import InputError
+from fastbert.errors import NO_EXTENSION, InputError
 
 try:
     from fastbert import _C
@@ -61,7 +61,7 @@ class Masker:
         threads: int = 0,
     ) -> None:
         if _C is None:
-            raise InputError("masking needs fastbert's C++ extension, which is not built: pip install it")
+            raise InputError(f"masking needs {NO_EXTENSION}")
         if tokenizer.mask_token_id is None:
             raise InputError("the tokenizer has no mask token")
         self._kinds = np.zeros(len(tokenizer), np.uint8)

@@ -1,10 +1,12 @@
 """A part of a token store from its documents: what a process that tokenises does."""
 
+import hashlib
 import json
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -15,28 +17,33 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from fastbert.data import store
+from fastbert.data.documents import Document, Problems
 from fastbert.data.drafts import Drafts
-from fastbert.data.readers import Document, Problems, markdown_documents
+from fastbert.data.markdown import markdown_documents
 from fastbert.data.sentences import split
 
 _SENTENCES_A_CALL = 2048
 
-_drafts: Drafts
+_drafts: list[Drafts]
+_held_out: float | None
 _language: str
 _special: dict[str, Any]
 _tokenizer: Tokenizer
 
 
-def begin_worker(output: str, key: str, language: str, special: dict[str, Any]) -> None:
-    global _drafts, _language, _special, _tokenizer
+def begin_worker(
+    folders: Sequence[str], key: str, language: str, special: dict[str, Any], held_out: float | None
+) -> None:
+    global _drafts, _held_out, _language, _special, _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the parent has one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    _drafts, _language, _special = Drafts(Path(output), key), language, special
-    _tokenizer = Tokenizer.from_file(str(_drafts.folder / store.TOKENIZER))
+    _drafts = [Drafts(Path(folder), key) for folder in folders]
+    _held_out, _language, _special = held_out, language, special
+    _tokenizer = Tokenizer.from_file(str(_drafts[0].folder / store.TOKENIZER))
     _tokenizer.no_truncation()
     _tokenizer.no_padding()
     _tokenizer.encode_special_tokens = True  # "[MASK]" in a text is three tokens
@@ -48,32 +55,59 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def write_part(name: str, documents: Sequence[Document], expected: dict[str, Any]) -> dict[str, Any]:
-    """Tokenise a part, and write it. Returns its part.json."""
+@dataclass
+class _Sentences:
+    """Of the documents of one store: texts, and after how many of them and where each document is."""
+
+    texts: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+
+
+def write_part(name: str, documents: Sequence[Document], expected: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tokenise a part, and write it, and what is held out of it. Returns the part.json of each store."""
     problems = Problems()
-    sentences: list[str] = []
-    ends: list[int] = []
-    places: list[str] = []
+    sides = [_Sentences() for _ in _drafts]
     for document in documents:
         for place, texts in flatten(document, problems):
+            side = sides[_held_out is not None and is_held_out(texts, _held_out)]
             if document.kind == "sentences":
-                sentences += texts
+                side.texts += texts
             else:
-                sentences += [sentence for text in texts for sentence in split(text, _language)]
-            ends.append(len(sentences))
-            places.append(place)
-    tokens, lengths = _encode(sentences, problems)
+                side.texts += [sentence for text in texts for sentence in split(text, _language)]
+            side.ends.append(len(side.texts))
+            side.places.append(place)
+    arrays = [_arrays(side, problems) for side in sides]
+    # What is left out of the text is said once.
+    told = [problems, *(Problems() for _ in sides[1:])]
+    return [_write(*each, name, expected) for each in zip(_drafts, arrays, told, strict=True)]
+
+
+def is_held_out(texts: Sequence[str], share: float) -> bool:
+    """By what the document says, wherever its lines end: a copy of it is on the same side."""
+    words = " ".join(word for text in texts for word in text.split())
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def _arrays(side: _Sentences, problems: Problems) -> dict[str, npt.NDArray[Any]]:
+    tokens, lengths = _encode(side.texts, problems)
     whole = lengths > 0
-    sentences_before = np.concatenate([[0], np.cumsum(whole)])[[0, *ends]]
-    for place, count in zip(places, np.diff(sentences_before), strict=True):
+    sentences_before = np.concatenate([[0], np.cumsum(whole)])[[0, *side.ends]]
+    for place, count in zip(side.places, np.diff(sentences_before), strict=True):
         if count == 0:
             problems.add("a document without a token", place)
-    arrays = {
+    return {
         "tokens": tokens,
         "sentences": np.concatenate([[0], np.cumsum(lengths[whole])]).astype(np.uint32),
         "documents": np.unique(sentences_before).astype(np.uint32),
     }
-    with _drafts.directory(name) as folder:
+
+
+def _write(
+    drafts: Drafts, arrays: dict[str, npt.NDArray[Any]], problems: Problems, name: str, expected: dict[str, Any]
+) -> dict[str, Any]:
+    with drafts.directory(name) as folder:
         for kind, array in arrays.items():
             with (folder / f"{kind}.npy").open("wb") as file:
                 file.write(store.header(array.dtype.name, len(array)))
@@ -84,7 +118,7 @@ def write_part(name: str, documents: Sequence[Document], expected: dict[str, Any
             "lengths": {kind: len(array) for kind, array in arrays.items()},
             "dtypes": {kind: array.dtype.name for kind, array in arrays.items()},
             "crc32": {kind: store.crc32(folder / f"{kind}.npy") for kind in arrays},
-            "unknown": int((tokens == _special["unk"]).sum()),
+            "unknown": int((arrays["tokens"] == _special["unk"]).sum()),
             "left_out": dict(sorted(problems.counts.items())),
             "problems": dict(sorted(problems.first.items())),
         }
@@ -96,7 +130,7 @@ def flatten(document: Document, problems: Problems) -> Iterator[tuple[str, list[
     """Where each document starts, and its texts."""
     found = markdown_documents(document, problems) if document.kind == "markdown" else [document]
     for each in found:
-        yield f"{each.file}, line {each.line}", each.texts
+        yield each.where, each.texts
 
 
 def _encode(sentences: Sequence[str], problems: Problems) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

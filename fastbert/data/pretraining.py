@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from fastbert.data.store import Store
-from fastbert.errors import InputError
+from fastbert.errors import NO_EXTENSION, InputError
 
 try:
     from fastbert import _C
@@ -116,7 +116,7 @@ class PretrainingBatches(IterableDataset[Batch]):
         prefetch: int = 8,
     ) -> None:
         if _C is None:
-            raise InputError("pretraining needs fastbert's C++ extension, which is not built: pip install it")
+            raise InputError(f"pretraining needs {NO_EXTENSION}")
         if sampling.objective not in OBJECTIVES:
             raise InputError(f"the objective must be one of {', '.join(OBJECTIVES)}, but is {sampling.objective}")
         if (sampling.batch_size is None) == (sampling.batch_tokens is None):
@@ -333,6 +333,23 @@ class PretrainingBatches(IterableDataset[Batch]):
                 t = t[None]
             batch[names.get(name, name)] = t.pin_memory() if torch.cuda.is_available() else t
         return batch
+
+
+def fixed_batches(store: Store, objective: str, max_length: int, sequences: int, tokens: int) -> Iterator[Batch]:
+    """The same sequences with the same masks whenever they are asked for: what models are compared on.
+
+    BERT's own masks, 15 % of single tokens, whatever a run trains with. The first `sequences` of the epoch's shuffled
+    order, or all there are, in batches of at most `tokens`.
+
+    Raises:
+        InputError: as `PretrainingBatches`.
+    """
+    source = PretrainingBatches(store, Sampling(objective, batch_size=1), [Phase(max_length, 1)])
+    sampler = source._samplers[0]
+    stream = takewhile(lambda unit: unit[0].epoch == 0, source._stream(sampler, 0, 0, 0, 0, 0))
+    some = islice(stream, sequences)
+    while group := list(islice(some, max(1, tokens // max_length))):
+        yield source._write(sampler, group)
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:

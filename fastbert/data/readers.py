@@ -1,157 +1,155 @@
-"""Documents from files: text, JSON lines, Markdown, each also gzipped. What cannot be read is counted, never silent."""
+"""Documents from what is given. What cannot be read is counted, never silent."""
 
 import codecs
-import functools
+import contextlib
 import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
-from fastbert.data.lines import Lines, is_zipped
+from fastbert.data.datasets import Dataset
+from fastbert.data.documents import Document, Problems
+from fastbert.data.lines import Lines
+from fastbert.data.markdown import markdown_pieces
+from fastbert.data.sources import File, Source, Stdin
+from fastbert.data.tables import Row, csv_rows, parquet_rows
 from fastbert.errors import InputError
-
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
+from fastbert.terminal import counted
 
 _TEXT_KEYS = ("text", "paragraphs")
-_KEPT_PER_REASON = 10
-_MARKDOWN_CHARACTERS = 1 << 20
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-
-
-@dataclass(frozen=True)
-class Document:
-    """A document as it came.
-
-    Attributes:
-        kind: what the texts are. "markdown" is source, of one document or of several.
-        file, line: where it starts.
-    """
-
-    kind: Literal["paragraphs", "sentences", "markdown"]
-    texts: list[str]
-    file: str
-    line: int
-
-    @property
-    def size(self) -> int:
-        """Characters."""
-        return sum(map(len, self.texts))
-
-
-@dataclass
-class Problems:
-    """What was left out, by reason, and where the first of each reason was."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, where: str) -> None:
-        self.update({reason: 1}, {reason: [where]})
-
-    def update(self, counts: dict[str, int], first: dict[str, list[str]]) -> None:
-        """Add those of what comes later in the text."""
-        self.counts.update(counts)
-        for reason, places in first.items():
-            kept = self.first.setdefault(reason, [])
-            kept += places[: _KEPT_PER_REASON - len(kept)]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count:,} x {reason}" for reason, count in sorted(self.counts.items()))
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+Progress = Callable[[int], None]
+Unit: TypeAlias = Literal["line", "row"]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads documents from files, whose lines end with \\n, \\r\\n or \\r.
+    """Reads documents. Lines end with \\n, \\r\\n or \\r.
 
-    - `.txt`: a blank line ends a document; its lines are one paragraph, or sentences.
-    - `.jsonl`, `.json`: each line is an object, and a document; lines of its text are paragraphs.
-    - `.md`: a heading of level 1 or 2 begins a document. Of its markup only the text of paragraphs and list items is
+    - text: a blank line ends a document; its lines are one paragraph, or sentences.
+    - JSON lines: each is an object, and a document; lines of its text are paragraphs. So are rows of CSV, TSV and
+      Parquet files and of datasets.
+    - Markdown: a heading of level 1 or 2 begins a document. Of its markup only the text of paragraphs and list items is
       kept: no headings, code blocks, tables, images, HTML or front matter.
 
     Attributes:
-        text_key: where a JSON line has its text, a string or a list of paragraphs; None for "text" or "paragraphs".
+        text_key: where a row has its text, a string or a list of paragraphs; None for "text" or "paragraphs".
         sentence_per_line: the lines of text files are sentences.
-        use_damaged: of a gzip file that is damaged or cut off, what can be read is used, and the rest a problem;
+        use_damaged: of a compressed file that is damaged or cut off, what can be read is used, and the rest a problem;
             otherwise the file cannot be read.
+        strict: nothing is left out: the first problem is an error.
     """
 
     text_key: str | None = None
     sentence_per_line: bool = False
     use_damaged: bool = False
+    strict: bool = False
 
     def read(
-        self, path: Path, name: str, problems: Problems, progress: Callable[[int], None] | None = None
+        self, source: Source, name: str, problems: Problems, progress: Progress | None = None
     ) -> Iterator[Document]:
-        """The documents of a file, in order.
+        """The documents of a source, in order.
 
         Args:
-            name: of the file, in messages.
-            progress: called with the number of bytes of the file that have just been read.
+            name: of the source, in messages.
+            progress: called with the number of bytes of the source that have just been read.
 
         Raises:
-            InputError: if the file cannot be read; of a damaged one when all documents that it has have come.
+            InputError: if it cannot be read; of a damaged file when all documents that it has have come.
         """
         known = problems.counts.total()
+        progress = progress or (lambda count: None)
+        if isinstance(source, File) and source.format is None:
+            problems.add("a file of an unknown kind", name)
+            return
         documents = 0
-        try:
-            with path.open("rb") as file:
-                lines = Lines(file, zipped=is_zipped(path), progress=progress)
-                for document in self._format(path)(_decoded(lines, name, problems), name, problems):
-                    documents += 1
-                    yield document
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-        if lines.damaged:
-            read = _counted(lines.number, "line") if lines.number else "nothing"
-            if lines.number and self._format(path) != self._markdown:  # which reads many documents as one
-                read += f" with {_counted(documents, 'document')}"
-            if not self.use_damaged:
-                raise InputError(
-                    f"{path} is a damaged or truncated gzip file ({read} can be read): fetch it again, or leave out"
-                    " the rest with --use-damaged"
-                )
-            problems.add("the rest of a damaged or truncated gzip file", f"{name} ({read} read)")
+        for document in self._documents(source, name, problems, progress):
+            documents += 1
+            yield document
         if not documents and problems.counts.total() == known:
             problems.add("a file without text", name)
 
-    def check(self, path: Path) -> None:
-        """Raises: InputError, if there is no such file, its name says nothing that is known, or it is no JSON lines."""
-        kind = self._format(path)
-        if not path.is_file():
-            raise InputError(f"{path}: {'not a file' if path.exists() else 'there is no such file'}")
-        if kind != self._json_lines:
+    def check(self, source: Source) -> None:
+        """What can be seen before the text is read.
+
+        Raises:
+            InputError: if its columns are others, or it is no JSON lines.
+        """
+        if isinstance(source, Dataset):
+            self._check_columns(source.name, source.columns)
+        elif not isinstance(source, File):
             return
-        try:
-            with path.open("rb") as file:
-                start = next(Lines(file, zipped=is_zipped(path)).chunks(), b"")
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-        if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            raise InputError(
-                f"{path} is a JSON array, but JSON lines are wanted, an object a line: jq -c '.[]' makes them of it"
-            )
+        elif source.format in (*_DELIMITERS, "parquet"):
+            next(self._documents(source, str(source.path), Problems(), lambda count: None), None)
+        elif source.format == "jsonl":
+            with _readable(source), source.open() as file:
+                start = next(Lines(file, source.compression).chunks(), b"")
+            if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                raise InputError(
+                    f"{source.path} is a JSON array, but JSON lines are wanted, an object a line: jq -c '.[]' makes"
+                    " them of it"
+                )
 
-    def _format(self, path: Path) -> Callable[[Iterator[tuple[int, str]], str, Problems], Iterator[Document]]:
-        suffixes = [suffix.lower() for suffix in path.suffixes]
-        suffix = suffixes[-2] if is_zipped(path) and len(suffixes) > 1 else (suffixes or [""])[-1]
-        formats = {
-            ".txt": self._text,
-            ".text": self._text,
-            ".jsonl": self._json_lines,
-            ".ndjson": self._json_lines,
-            ".json": self._json_lines,
-            ".md": self._markdown,
-            ".markdown": self._markdown,
-        }
-        if suffix not in formats:
-            raise InputError(f"{path}: its name must end with one of {', '.join(formats)}, or one of these and .gz")
-        return formats[suffix]
+    def _documents(self, source: Source, name: str, problems: Problems, progress: Progress) -> Iterator[Document]:
+        def check(columns: Sequence[str]) -> None:
+            self._check_columns(str(source.path) if isinstance(source, File) else source.name, columns)
 
-    def _text(self, lines: Iterator[tuple[int, str]], name: str, problems: Problems) -> Iterator[Document]:
+        if isinstance(source, Dataset):
+            rows = _counting(source.rows(self._keys), progress)
+            yield from self._of_rows(rows, name, "row", problems)
+        elif isinstance(source, File) and source.format == "parquet":
+            rows = parquet_rows(source.path, self._keys, check, progress)
+            yield from self._of_rows(rows, name, "row", problems)
+        else:
+            yield from self._of_lines(source, name, problems, check, progress)
+
+    def _of_lines(
+        self,
+        source: File | Stdin,
+        name: str,
+        problems: Problems,
+        check: Callable[[Sequence[str]], None],
+        progress: Progress,
+    ) -> Iterator[Document]:
+        documents = 0
+        with _readable(source), source.open() as file:
+            lines = Lines(file, source.compression, progress)
+            for document in self._of_format(source.format, lines, name, problems, check):
+                documents += 1
+                yield document
+        if lines.damaged:
+            read = counted(lines.number, "line") if lines.number else "nothing"
+            if lines.number and source.format != "md":  # which reads many documents as one
+                read += f" with {counted(documents, 'document')}"
+            reason = f"damaged or truncated {source.compression} file"
+            if not self.use_damaged:
+                assert isinstance(source, File)
+                raise InputError(
+                    f"{source.path} is a {reason} ({read} can be read): fetch it again, or leave out the rest with"
+                    " --use-damaged"
+                )
+            problems.add(f"the rest of a {reason}", f"{name} ({read} read)")
+
+    def _of_format(
+        self,
+        format: str | None,
+        lines: Lines,
+        name: str,
+        problems: Problems,
+        check: Callable[[Sequence[str]], None],
+    ) -> Iterator[Document]:
+        if format == "txt":
+            return self._text(_decoded(lines, name, problems), name)
+        if format == "md":
+            return markdown_pieces(_decoded(lines, name, problems), name, problems)
+        if format == "jsonl":
+            return self._json_lines(_decoded(lines, name, problems), name, problems)
+        # All lines, for a cell may have several; a row whose text is no UTF-8 is left out.
+        every = _decoded(lines, name, problems, "surrogateescape")
+        return self._of_rows(csv_rows(every, _DELIMITERS[str(format)], name, problems, check), name, "line", problems)
+
+    def _text(self, lines: Iterator[tuple[int, str]], name: str) -> Iterator[Document]:
         def document() -> Document:
             if self.sentence_per_line:
                 return Document("sentences", block, name, start)
@@ -170,126 +168,90 @@ class Reader:
             yield document()
 
     def _json_lines(self, lines: Iterator[tuple[int, str]], name: str, problems: Problems) -> Iterator[Document]:
-        keys = _TEXT_KEYS if self.text_key is None else (self.text_key,)
         for number, line in lines:
             if not line.strip():
                 continue
-            where = _where(name, number)
             try:
                 content = json.loads(line)
             except (ValueError, RecursionError):
                 if line.endswith("\n"):  # what a damaged file ends with is a problem already
-                    problems.add("not JSON", where)
+                    problems.add("not JSON", _where(name, number))
                 continue
             if not isinstance(content, dict):
-                problems.add("not a JSON object", where)
+                problems.add("not a JSON object", _where(name, number))
                 continue
-            found = [content.get(key) for key in keys]
-            text = next((value for value in found if value is not None), None)
-            texts = [text] if isinstance(text, str) else text
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                problems.add(f"no text at {' or '.join(map(repr, keys))}", where)
-                continue
+            no_unicode = "half a surrogate pair" if "\\u" in line else None  # UTF-8 says it in no other way
+            if document := self._of_row(content, name, number, "line", problems, no_unicode):
+                yield document
+
+    def _of_rows(self, rows: Iterable[Row], name: str, unit: Unit, problems: Problems) -> Iterator[Document]:
+        for number, row in rows:
+            if document := self._of_row(row, name, number, unit, problems, "not UTF-8"):
+                yield document
+
+    def _of_row(
+        self, row: Mapping[str, Any], name: str, number: int, unit: Unit, problems: Problems, no_unicode: str | None
+    ) -> Document | None:
+        """Args: no_unicode: what text that has surrogates is; None if it has none."""
+        found = [row.get(key) for key in self._keys]
+        text = next((value for value in found if value is not None), None)
+        texts = [text] if isinstance(text, str) else text
+        reason = None
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            reason = f"no text at {self._named_keys}"
+        else:
             paragraphs = [line for text in texts for line in text.splitlines() if line.strip()]
             if not paragraphs:
-                problems.add("an empty document", where)
-            elif "\\u" in line and not _is_unicode(paragraphs):  # bytes that are UTF-8 cannot say such a thing
-                problems.add("half a surrogate pair", where)
-            else:
-                yield Document("paragraphs", paragraphs, name, number)
+                reason = "an empty document"
+            elif no_unicode and not _is_unicode(paragraphs):
+                reason = no_unicode
+        if reason is None:
+            return Document("paragraphs", paragraphs, name, number, unit)
+        problems.add(reason, f"{name}, {unit} {number}")
+        return None
 
-    def _markdown(self, lines: Iterator[tuple[int, str]], name: str, problems: Problems) -> Iterator[Document]:
-        """Whole files, for references to links may be defined anywhere; large ones in pieces, cut at headings."""
-        block: list[str] = []
-        start, size = 1, 0
-        fence = ""
-        front_matter = False
-        for number, line in lines:
-            if number == 1 and line.rstrip() == "---":
-                front_matter = True
-                continue
-            if front_matter and number == 2 and not re.match(r"[\w-]+\s*:|#", line):
-                front_matter = False  # that was a rule
-            if front_matter:
-                front_matter = line.rstrip() not in ("---", "...")
-                continue
-            if fence:
-                fence = "" if re.match(rf" {{0,3}}{fence}{fence[0]}*\s*$", line) else fence
-            elif marker := re.match(r" {0,3}(```+|~~~+)", line):
-                fence = marker[1]
-            elif size >= _MARKDOWN_CHARACTERS and re.match(r" {0,3}##?\s", line):
-                yield Document("markdown", ["".join(block)], name, start)
-                block, size = [], 0
-            if not block:
-                start = number
-            # Lines that were left out keep their numbers.
-            block += ["\n"] * (number - start - len(block))
-            block.append(line)
-            size += len(line)
-        if front_matter:
-            problems.add("front matter without an end", name)
-        if any(not line.isspace() for line in block):
-            yield Document("markdown", ["".join(block)], name, start)
+    @property
+    def _keys(self) -> Sequence[str]:
+        return _TEXT_KEYS if self.text_key is None else (self.text_key,)
+
+    @property
+    def _named_keys(self) -> str:
+        return " or ".join(map(repr, self._keys))
+
+    def _check_columns(self, source: str, columns: Sequence[str]) -> None:
+        if not any(key in columns for key in self._keys):
+            raise InputError(
+                f"{source} has no column {self._named_keys}, but {', '.join(map(repr, columns))}: --text-key names the"
+                " one with the text"
+            )
 
 
-def markdown_documents(document: Document, problems: Problems) -> Iterator[Document]:
-    """The documents of a piece of Markdown, as paragraphs."""
-    paragraphs: list[str] = []
-    line = 0
-    other = in_heading = in_table = False
-    nothing = True
-
-    def finished() -> Iterator[Document]:
-        nonlocal nothing
-        nothing = nothing and not paragraphs and not other
-        if paragraphs:
-            yield Document("paragraphs", paragraphs, document.file, document.line + line)
-        elif other:
-            problems.add("a section of code, tables or HTML only", _where(document.file, document.line + line))
-
-    for token in _markdown().parse(document.texts[0]):
-        if token.type == "heading_open":
-            in_heading = True
-            if token.level == 0 and token.tag in ("h1", "h2"):
-                yield from finished()
-                paragraphs, other, line = [], False, (token.map or [0])[0]
-        elif token.type == "heading_close":
-            in_heading = False
-        elif token.type in ("table_open", "table_close"):
-            in_table = token.type == "table_open"
-            other = True
-        elif token.type in ("fence", "code_block", "html_block"):
-            other = True
-        elif token.type == "inline" and not in_heading and not in_table:
-            pieces = []
-            for child in token.children or ():
-                if child.type in ("text", "code_inline"):
-                    pieces.append(child.content)
-                elif child.type in ("softbreak", "hardbreak") or child.content.lower().startswith("<br"):
-                    pieces.append(" ")
-            if text := "".join(pieces).strip():
-                paragraphs.append(text)
-            else:
-                other = True
-    yield from finished()
-    if nothing:
-        problems.add("Markdown without text", _where(document.file, document.line))
+@contextlib.contextmanager
+def _readable(source: File | Stdin) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        name = source.path if isinstance(source, File) else source.name
+        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
 
 
-@functools.cache
-def _markdown() -> "MarkdownIt":
-    from markdown_it import MarkdownIt
+def _counting(rows: Iterable[Row], progress: Progress) -> Iterator[Row]:
+    """Rows of which nobody knows how many bytes they were."""
+    for number, row in rows:
+        progress(sum(len(value) for value in row.values() if isinstance(value, str)))
+        yield number, row
 
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
+def _decoded(lines: Lines, name: str, problems: Problems, errors: str = "strict") -> Iterator[tuple[int, str]]:
+    """Numbered lines with \\n, without it the part of one that a damaged file ends with; none that is not UTF-8.
 
-def _decoded(lines: Lines, name: str, problems: Problems) -> Iterator[tuple[int, str]]:
-    """Numbered lines with \\n, without it the part of one that a damaged file ends with; none that is not UTF-8."""
+    Args: errors: as `bytes.decode` has it.
+    """
     for line in lines:
         if lines.number == 1 and line.startswith(_UTF16):
             problems.add("a file in UTF-16", name)
             break
-        decoder = codecs.getincrementaldecoder("utf-8-sig" if lines.number == 1 else "utf-8")()
+        decoder = codecs.getincrementaldecoder("utf-8-sig" if lines.number == 1 else "utf-8")(errors)
         try:
             text = decoder.decode(line, final=not lines.partial)
         except UnicodeDecodeError:
@@ -297,10 +259,6 @@ def _decoded(lines: Lines, name: str, problems: Problems) -> Iterator[tuple[int,
             continue
         if text or not lines.partial:
             yield lines.number, text if lines.partial else text + "\n"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _where(name: str, line: int) -> str:

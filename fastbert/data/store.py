@@ -9,6 +9,7 @@
         sentences.npy           (sentences + 1,) uint32, where each starts among the part's tokens, and their number
         documents.npy           (documents + 1,) uint32, which sentence each starts with, and their number
         part.json               sizes, checksums, what was left out
+    held-out/                   a store like this one, of documents that are not in this one: for evaluation
 
 Every file of it, and the part's folder itself, appears whole or not at all: it is made under a hidden name.
 """
@@ -37,6 +38,7 @@ PLAN = "plan.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 PART = "part.json"
+HELD_OUT = "held-out"
 ARRAYS = ("tokens", "sentences", "documents")
 _HEADER = 128
 _OTHER_FILES = 256

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models, trainers
 
+from fastbert import hub
 from fastbert.errors import InputError
 
 # What roberta-like tokenizers call them comes second.
@@ -110,7 +111,8 @@ def train(texts: Callable[[], Iterable[str]], size: int, *, cased: bool) -> Any:
 def _pretrained(source: str) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source)
+    only_local = hub.only_local(source, "tokenizer.json", "vocab.txt")
+    return AutoTokenizer.from_pretrained(source, local_files_only=only_local)
 
 
 def _of_json(path: Path) -> Any:

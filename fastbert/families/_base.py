@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import output_capturing
 
 from fastbert import touched
-from fastbert.families import _losses, _subclasses
+from fastbert.families import _fallbacks, _losses, _subclasses
 from fastbert.survey import Survey
 
 _STATE = "_fastbert"
@@ -58,6 +59,7 @@ class State:
 
     Attributes:
         packed_calls: forward passes through the packed path.  fallbacks: the others, by reason.
+        said: of these reasons, the ones that were logged.
         survey: of the module's parts; made anew for a copy.
         of: the state of the module that this one's is a replica of, as DataParallel makes them.
     """
@@ -65,6 +67,7 @@ class State:
     options: Options = field(default_factory=Options)
     packed_calls: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
+    said: set[str] = field(default_factory=set)
     survey: Survey | None = None
     of: "State | None" = None
 
@@ -128,6 +131,15 @@ def fast_class(kind: type) -> type | None:
     return _subclasses.fast(kind, CLASSES)
 
 
+def families() -> dict[str, list[str]]:
+    """The models that fastbert knows, by transformers' name for their family."""
+    found: dict[str, list[str]] = {}
+    for stock in sorted(CLASSES, key=lambda kind: kind.__name__):
+        if issubclass(stock, PreTrainedModel) and stock.config_class is not None:
+            found.setdefault(stock.config_class.model_type, []).append(stock.__name__)
+    return found
+
+
 def is_fast(kind: type) -> bool:
     """Whether it is a class of fastbert's, or comes from one."""
     return any(base in CLASSES.values() for base in kind.__mro__)
@@ -159,7 +171,7 @@ class FellBack(RuntimeError):
 
 
 def fall_back(module: nn.Module, reason: str, *, packed: bool = False) -> None:
-    """Count a call that transformers' own forward will serve.
+    """Count a call that transformers' own forward will serve, and log the first for a reason.
 
     packed: the batch came packed.
 
@@ -173,6 +185,16 @@ def fall_back(module: nn.Module, reason: str, *, packed: bool = False) -> None:
         known.fallbacks[reason] += 1
     if packed:
         raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
+    _say_once(module, reason)
+
+
+@torch.compiler.assume_constant_result  # compiled code logs when it is traced, without a break in its graph
+def _say_once(module: nn.Module, reason: str) -> bool:
+    said = state(module).said
+    if reason not in said:
+        said.add(reason)
+        _fallbacks.say(module, reason)
+    return True
 
 
 def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) -> Survey:
@@ -200,18 +222,19 @@ def _survey_when_traced(module: nn.Module) -> bool:
     return True
 
 
-def why_transformers(config: PretrainedConfig, eager_attention: Callable[..., Any]) -> str | None:
+def why_transformers(config: PretrainedConfig, home: str) -> str | None:
     """Why a call falls back for what is outside of its model, or None.
 
-    eager_attention: the family's own, as it is now.
+    home: the name of transformers' module of the family.
     """
     if torch.compiler.is_compiling():
         return cast("str | None", _why_transformed_when_traced())
     name = config._attn_implementation
+    eager_attention = sys.modules[home].eager_attention_forward
     attention = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS.get(name)
     if attention is not None and "/" not in name and not touched.is_of(attention, "transformers"):
         return f"an attention of one's own: {name}"
-    return _why_transformed() or touched.why_all_touched()
+    return _why_transformed() or touched.why_all_touched(home)
 
 
 def _why_transformed() -> str | None:
@@ -266,7 +289,7 @@ def head_forward(stock: type[PreTrainedModel], packed: Callable[..., Any]) -> Ca
     plain = _losses.honour_num_items(stock)
 
     def forward(self: PreTrainedModel, **kwargs: Any) -> Any:
-        reason = survey(self).first() or touched.why_all_touched()
+        reason = survey(self).first() or touched.why_all_touched(stock.__module__)
         if reason is None:
             return packed(self, **kwargs)
         return _as_transformers(self, reason, plain, (), kwargs)

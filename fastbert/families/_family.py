@@ -4,6 +4,7 @@ A role is a class without a parent of transformers': what fastbert does where tr
 of both a class of the same name.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -48,6 +49,18 @@ def stock_of(module: Any) -> Any:
     return getattr(kind, "_stock", kind)
 
 
+class Packed(Role):
+    """Of a module that takes packed hidden states, (T, N), given a `run`; without one it is transformers' own."""
+
+    def forward(self, *args: Any, run: Any = None, **kwargs: Any) -> Any:
+        if run is None:
+            return stock_of(self).forward(self, *args, **kwargs)
+        return self._packed(*args, run=run, **kwargs)
+
+    def _packed(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
 class ModelRole(Role):
     """Of a model that one can load. Built directly (not patched later), it gets fastbert's classes in all its parts."""
 
@@ -75,7 +88,8 @@ def family(module: ModuleType, roles: Mapping[str, type[Role]]) -> dict[str, typ
     """
     home = sys._getframe(1).f_globals["__name__"]
     made = {name: _class(getattr(module, name), role, home) for name, role in roles.items()}
-    touched.remember_functions(module, *(name for name in _FUNCTIONS if hasattr(module, name)))
+    called = (name for name in _FUNCTIONS if hasattr(module, name))
+    touched.remember_functions(module, *called, called_by=module.__name__)
     _base.register(*made.values())
     return made
 
@@ -85,9 +99,19 @@ def named(prefix: str, roles: Mapping[str, type[Role]]) -> dict[str, type[Role]]
     return {prefix + name: role for name, role in roles.items()}
 
 
+def _built(role: Any) -> Callable[..., None]:
+    """A class's own `__init__`, so that it can have transformers' signature: people look for its arguments there."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        role.__init__(self, *args, **kwargs)
+
+    return __init__
+
+
 def _class(stock: Any, role: type[Role], home: str) -> type:
     members: dict[str, Any] = {"__module__": home, "__doc__": role.__doc__, "_stock": stock}
     if issubclass(stock, PreTrainedModel):
+        members["__init__"] = functools.wraps(stock.__init__)(_built(role))
         members["parts"] = {stock.base_model_prefix if n is BASE else n: of for n, of in role.parts.items()}
     mixed_in = [base for base in stock.__bases__ if base is GenerationMixin]  # transformers looks among the bases
     return type(stock.__name__, (role, stock, *mixed_in), members | role.members(stock))

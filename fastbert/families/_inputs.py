@@ -26,6 +26,7 @@ class Limits:
     """The sizes of a model's embedding tables, None where a module serves that is none; and where they lie.
 
     Attributes:
+        type_vocab_size: 0 where there are no token types.
         padding_idx: where positions are counted over the ids that are not this one, and begin behind it.
         task_type_vocab_size: None where there is no such table.
     """
@@ -187,7 +188,7 @@ def prepare(
         inputs_embeds = inputs_embeds.to(wider if wider == limits.dtype else inputs_embeds.dtype)
     if inputs_embeds is not None and inputs_embeds.shape[2] != limits.hidden_size:
         raise ValueError(
-            f"inputs_embeds has {inputs_embeds.shape[2]} features, but hidden_size is {limits.hidden_size}"
+            f"inputs_embeds has {inputs_embeds.shape[2]} features, not {limits.hidden_size} as the model's embeddings"
         )
 
     if token_labels is not None:
@@ -377,9 +378,10 @@ def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None, count
     packing, positions = inputs.packing, inputs.position_ids
     if packing.tokens == 0:
         return False
+    types = (1, "") if limits.type_vocab_size == 0 else (limits.type_vocab_size, "type_vocab_size")
     named = {
         "input_ids": (inputs.input_ids, limits.vocab_size, "vocab_size"),
-        "token_type_ids": (inputs.token_type_ids, limits.type_vocab_size, "type_vocab_size"),
+        "token_type_ids": (inputs.token_type_ids, *types),
         "position_ids": (positions, limits.max_position_embeddings, "max_position_embeddings"),
     }
     if inputs.task_type_ids is not None:
@@ -397,7 +399,8 @@ def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None, count
             if counted and name == "position_ids":
                 tokens = high + 1 - limits.first_position
                 raise ValueError(f"a sequence of {tokens} tokens, but {_at_most(limits)}")
-            raise ValueError(f"{name} has {low if low < 0 else high}, not in [0, {bound}): {what} is {bound}")
+            why = f"{what} is {bound}" if what else "this model has none but 0"
+            raise ValueError(f"{name} has {low if low < 0 else high}, not in [0, {bound}): {why}")
     if restarted and restarts is not None:
         raise ValueError(
             "position_ids restart within a row, so it holds several sequences: "
@@ -407,11 +410,12 @@ def _check_values(inputs: Inputs, limits: Limits, restarts: Tensor | None, count
 
 
 def _restarts(position_ids_BL: Tensor, attention_mask: Tensor | None, first: int) -> Tensor:
-    """() bool: some row counts up from the first position, and then from it again. Other orders are the user's own."""
+    """() bool: some row counts up from the first position, or 0, and then again. Other orders are the user's own."""
     if attention_mask is None:
         both_valid = torch.ones_like(position_ids_BL[:, 1:], dtype=torch.bool)
     else:
         both_valid = (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
     after, before = position_ids_BL[:, 1:], position_ids_BL[:, :-1]
-    counts = ((after - before == 1) | (after == first) | ~both_valid).all(-1)
-    return (counts & ((after == first) & (before > first) & both_valid).any(-1)).any()
+    starts = (after == first) | (after == 0)
+    counts = ((after - before == 1) | starts | ~both_valid).all(-1)
+    return (counts & (starts & (before > after) & both_valid).any(-1)).any()

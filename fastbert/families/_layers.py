@@ -1,38 +1,55 @@
 """The layers of BERT and those like it, on packed tokens: embeddings, self-attention, feed-forward, encoder.
 
-Given a `run`, a module takes packed hidden states, (T, N); without one it is transformers' own, which is how calls fall
-back.
-
 Dimension key:  T packed tokens   N features
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastbert import encoder, functional, touched
 from fastbert.encoder import Run
 from fastbert.families import _base, _inputs
-from fastbert.families._family import Role, stock_of
+from fastbert.families._family import Packed, Role, stock_of
 from fastbert.survey import Survey
 from fastbert.touched import Each, Parts, container
 
 Fusions = list[tuple[str, str | None]]  # what a module fuses, and why it does not, for `report`
-Products = list[tuple[int, int, str | None]]  # of a module: features in and out, and the form of a GELU behind it
 
 
-def product(dense: nn.Module, activation: nn.Module | None = None) -> Products:
-    """None of a module that is called: what it computes is its own business."""
-    if touched.linear(dense) is not None:
-        return []
-    dense = cast(nn.Linear, dense)
-    return [(dense.in_features, dense.out_features, touched.gelu_form(activation))]
+class Product(NamedTuple):
+    """A matrix product of a module, for `report`.
+
+    Attributes:
+        K, N: features in and out; None where what is called does not say.
+        form: of a GELU behind it.  called: why its module computes it, or None.
+    """
+
+    K: int | None
+    N: int | None
+    form: str | None
+    called: str | None
+
+
+def product(dense: nn.Module, activation: nn.Module | None = None) -> Product:
+    called = encoder.why_called(dense, touched.linear)
+    form = touched.gelu_form(activation) if called is None else None
+    return Product(getattr(dense, "in_features", None), getattr(dense, "out_features", None), form, called)
+
+
+def joined(*projections: nn.Module) -> list[Product]:
+    """Of query, key and value: all at once, as where there are tokens enough; each by itself where one is called."""
+    q, k, v = map(product, projections)
+    if q.N is not None and q == k == v and q.called is None:
+        return [q._replace(N=3 * q.N)]
+    apart = "Linear is called, for q, k and v cannot be one product"
+    return [of._replace(called=of.called or apart) for of in (q, k, v)]
 
 
 def rows_of(table: nn.Module) -> int | None:
@@ -40,7 +57,7 @@ def rows_of(table: nn.Module) -> int | None:
     return table.weight.shape[0] if type(table) is nn.Embedding else None
 
 
-class Embeddings(Role):
+class Embeddings(Packed):
     parts: ClassVar[Parts] = {
         "word_embeddings": touched.table,
         "position_embeddings": touched.unpadded_table,
@@ -50,11 +67,7 @@ class Embeddings(Role):
     }
     buffers_read: ClassVar[tuple[str, ...]] = ("position_ids", "token_type_ids")
 
-    def forward(
-        self, *args: Any, run: Run | None = None, inputs: _inputs.Inputs | None = None, **kwargs: Any
-    ) -> Tensor:
-        if run is None or inputs is None:
-            return cast(Tensor, stock_of(self).forward(self, *args, **kwargs))
+    def _packed(self, run: Run, inputs: _inputs.Inputs) -> Tensor:
         hidden_TN = encoder.embed(
             inputs.input_ids,
             inputs.position_ids,
@@ -131,19 +144,24 @@ def attend(
     stream: int,
     dropout: nn.Module,
 ) -> Tensor:
-    """What a self-attention of these projections and this dropout makes of packed hidden states, side by side."""
-    return encoder.self_attention(
-        hidden_states,
-        *projections,
-        attention.attention_head_size,
-        run,
-        stream,
-        scale=attention.scaling,
-        dropout_p=cast(float, dropout.p) if attention.training else 0.0,
-    )
+    """What a self-attention of these projections and this dropout makes of packed hidden states, side by side.
+
+    Where padding is computed, the attention is the one of transformers' that the model goes by.
+    """
+    head_dim, dropout_p = attention.attention_head_size, cast(float, dropout.p) if attention.training else 0.0
+    if run.mask is None:
+        return encoder.self_attention(
+            hidden_states, *projections, head_dim, run, stream, scale=attention.scaling, dropout_p=dropout_p
+        )
+    shape = (*run.packing.shape, -1, head_dim)
+    q, k, v = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
+    eager = sys.modules[stock_of(attention).__module__].eager_attention_forward
+    of_transformers = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
+    context, _ = of_transformers(attention, q, k, v, run.mask, dropout=dropout_p, scaling=attention.scaling)
+    return cast(Tensor, context.reshape(hidden_states.shape[0], -1))
 
 
-class SelfAttention(Role):
+class SelfAttention(Packed):
     parts: ClassVar[Parts] = {
         "query": touched.linear,
         "key": touched.linear,
@@ -152,13 +170,8 @@ class SelfAttention(Role):
     }
     facts = ("is_causal", "attention_head_size")
 
-    def forward(self, hidden_states: Tensor, *args: Any, run: Run | None = None, stream: int = 0, **kwargs: Any) -> Any:
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        if run.mask is not None:
-            padded_BLN = hidden_states.view(*run.packing.shape, -1)
-            return stock_of(self).forward(self, padded_BLN, run.mask)[0].flatten(0, 1)
-        return attend(self, (self.query, self.key, self.value), hidden_states, run, stream, self.dropout)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int) -> Tensor:
+        return attend(self, (self.query, self.key, self.value), hidden_TN, run, stream, self.dropout)
 
     def why_changed(self) -> str | None:
         """What transformers reads of this module and the kernels cannot have otherwise."""
@@ -167,39 +180,26 @@ class SelfAttention(Role):
     def fusions(self) -> Fusions:
         return [("packed attention", self.why_changed())]
 
-    def products(self) -> Products:
-        """All three at once, as where there are tokens enough."""
-        return [(K, 3 * N, form) for K, N, form in product(self.query)]
+    def products(self) -> list[Product]:
+        return joined(self.query, self.key, self.value)
 
 
-class ProjectAndAdd(Role):
+class ProjectAndAdd(Packed):
     """The end of both halves of a layer: SelfOutput, and Output."""
 
     parts: ClassVar[Parts] = {"dense": touched.linear, "LayerNorm": touched.norm, "dropout": touched.dropout}
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        input_tensor: Tensor,
-        *,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        if run is None:
-            return cast(Tensor, stock_of(self).forward(self, hidden_states, input_tensor))
-        return encoder.project_and_add(
-            hidden_states, self.dense, self.dropout, self.LayerNorm, input_tensor, run, stream, rows
-        )
+    def _packed(self, x: Tensor, residual_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
+        return encoder.project_and_add(x, self.dense, self.dropout, self.LayerNorm, residual_TN, run, stream, rows)
 
     def fusions(self) -> Fusions:
         return [("bias + dropout + residual + LayerNorm", encoder.why_called(self.LayerNorm, touched.norm))]
 
-    def products(self) -> Products:
-        return product(self.dense)
+    def products(self) -> list[Product]:
+        return [product(self.dense)]
 
 
-class Attention(Role):
+class Attention(Packed):
     parts: ClassVar[Parts] = {"self": container(SelfAttention), "output": container(ProjectAndAdd)}
     facts = ("is_cross_attention",)
 
@@ -207,61 +207,39 @@ class Attention(Role):
         """What transformers reads of this module and the packed encoder cannot have otherwise."""
         return "is_cross_attention" if self.is_cross_attention else None
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        context = self.self(hidden_states, run=run, stream=stream)
-        if rows is not None:
-            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
-        return self.output(context, hidden_states, run=run, stream=stream + 1, rows=rows)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
+        context = self.self(hidden_TN, run=run, stream=stream)
+        context, hidden_TN = encoder.chosen(rows, context, hidden_TN)
+        return cast(Tensor, self.output(context, hidden_TN, run=run, stream=stream + 1, rows=rows))
 
 
-class Intermediate(Role):
+class Intermediate(Packed):
     parts: ClassVar[Parts] = {"dense": touched.linear, "intermediate_act_fn": touched.activation}
 
-    def forward(self, hidden_states: Tensor, *, run: Run | None = None) -> Tensor:
-        if run is None:
-            return cast(Tensor, stock_of(self).forward(self, hidden_states))
-        return encoder.linear_activation(hidden_states, self.dense, self.intermediate_act_fn, run.called)
+    def _packed(self, hidden_TN: Tensor, run: Run) -> Tensor:
+        return encoder.linear_activation(hidden_TN, self.dense, self.intermediate_act_fn, run.called)
 
     def fusions(self) -> Fusions:
         return [("linear + bias + GELU", encoder.why_not_gelu(self.dense, self.intermediate_act_fn))]
 
-    def products(self) -> Products:
-        return product(self.dense, self.intermediate_act_fn)
+    def products(self) -> list[Product]:
+        return [product(self.dense, self.intermediate_act_fn)]
 
 
-class Layer(Role):
+class Layer(Packed):
     parts: ClassVar[Parts] = {
         "attention": container(Attention),
         "intermediate": container(Intermediate),
         "output": container(ProjectAndAdd),
     }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
+        """The hidden states after the layer; with rows, (M,), only of these tokens."""
+        attended = self.attention(hidden_TN, run=run, stream=stream, rows=rows)
         inner, output = self.intermediate, self.output
         if not run.called.isdisjoint((inner, output)):
-            return output(inner(attended, run=run), attended, run=run, stream=stream + 2, rows=rows)
+            inside = inner(attended, run=run)
+            return cast(Tensor, output(inside, attended, run=run, stream=stream + 2, rows=rows))
         return encoder.feed_forward(
             attended,
             inner.dense,
@@ -287,7 +265,7 @@ class Encoded(BaseModelOutputWithPastAndCrossAttentions):
     last_layer_input: Tensor | None = None
 
 
-class Encoder(Role):
+class Encoder(Packed):
     """All layers. Another family's says in `layers` which they are, and in `begin` and `finish` what is around them."""
 
     parts: ClassVar[Parts] = {"layer": Each(container(Layer))}
@@ -313,21 +291,15 @@ class Encoder(Role):
         """The modules that `finish` reads."""
         return ()
 
-    def forward(
+    def _packed(
         self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        wanted: set[int] | None = None,
-        rows: Tensor | None = None,
-        finish: Callable[[Tensor, Run], Tensor] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        last, hidden, before = encoder.run_layers(
-            self._begin(hidden_states), self._layers(), run, wanted or set(), rows, finish or self._finish
-        )
+        embedded_TN: Tensor,
+        run: Run,
+        wanted: set[int],
+        rows: Tensor | None,
+        finish: Callable[[Tensor, Run], Tensor],
+    ) -> Encoded:
+        last, hidden, before = encoder.run_layers(self._begin(embedded_TN), self._layers(), run, wanted, rows, finish)
         return Encoded(
             last_hidden_state=last, hidden_states=cast(Any, hidden), last_layer_input=None if rows is None else before
         )

@@ -21,7 +21,7 @@ from fastbert import encoder, functional, touched
 from fastbert.families import _base, _deferred, _inputs, _losses
 from fastbert.families._family import Role, stock_of
 from fastbert.families._heads import TokenHead
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._layers import Fusions, Product, product
 from fastbert.families._model import PackedHidden
 from fastbert.touched import Parts, container
 
@@ -41,8 +41,8 @@ def predict(
     transformed: Tensor,
     decoder: nn.Module,
     called: Set[nn.Module],
-    labels: Tensor | None,
-    num_items: Tensor | int | None,
+    labels: Tensor | None = None,
+    num_items: Tensor | int | None = None,
 ) -> Tensor:
     """Logits, (..., V); with labels, (M,), of transformed states (M, N), their cross-entropy."""
     if labels is None:
@@ -53,8 +53,26 @@ def predict(
     return functional.linear_cross_entropy(transformed, decoder.weight, decoder.bias, labels, num_items=num_items)
 
 
-class Transform(Role):
-    """The half of a prediction head before the vocabulary, where it is a module of its own."""
+class Half(Role):
+    """The half of a prediction head before the vocabulary."""
+
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Its product, activation and LayerNorm."""
+        raise NotImplementedError
+
+    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
+        return transform(hidden_states, *self._leaves(), called)
+
+    def fusions(self) -> Fusions:
+        gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(*self._leaves()[:2]))
+        return [gelu, *getattr(super(), "fusions", list)()]
+
+    def products(self) -> list[Product]:
+        return [product(*self._leaves()[:2])]
+
+
+class Transform(Half):
+    """It, where it is a module of its own."""
 
     parts: ClassVar[Parts] = {
         "dense": touched.linear,
@@ -63,20 +81,13 @@ class Transform(Role):
     }
 
     def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Its product, activation and LayerNorm."""
         return self.dense, self.transform_act_fn, self.LayerNorm
 
     def forward(self, hidden_states: Tensor, *, called: Set[nn.Module] | None = None) -> Tensor:
         """called: leaves that are not read; transformers' own way where it is None."""
         if called is None:
             return cast(Tensor, stock_of(self).forward(self, hidden_states))
-        return transform(hidden_states, *self._leaves(), called)
-
-    def fusions(self) -> Fusions:
-        return [("MLM head: linear + bias + GELU", encoder.why_not_gelu(*self._leaves()[:2]))]
-
-    def products(self) -> Products:
-        return product(*self._leaves()[:2])
+        return self._transformed(hidden_states, called)
 
 
 class PredictionHead(Role):
@@ -88,22 +99,11 @@ class PredictionHead(Role):
         """What meets the vocabulary."""
         return cast(Tensor, self.transform(hidden_states, called=called))
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *,
-        called: Set[nn.Module] | None = None,
-        labels: Tensor | None = None,
-        num_items: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Logits, (..., V); with labels, (M,), of hidden states (M, N), their cross-entropy.
-
-        called: leaves that are not read; transformers' own way where it is None.
-        """
+    def forward(self, hidden_states: Tensor, *, called: Set[nn.Module] | None = None, **options: Any) -> Tensor:
+        """What `predict` does; transformers' own where `called`, the leaves that are not read, is None."""
         if called is None:
-            return cast(Tensor, stock_of(self).forward(self, hidden_states, **kwargs))
-        return predict(self._transformed(hidden_states, called), self.decoder, called, labels, num_items)
+            return cast(Tensor, stock_of(self).forward(self, hidden_states, **options))
+        return predict(self._transformed(hidden_states, called), self.decoder, called, **options)
 
     def fusions(self) -> Fusions:
         return [("MLM head: labelled rows only", encoder.why_called(self.decoder, touched.linear))]
@@ -131,26 +131,17 @@ class LMHead(TokenHead):
         """The module of role PredictionHead."""
         return self.cls.predictions
 
-    def _words(
-        self,
-        hidden_states: Tensor,
-        *,
-        called: Set[nn.Module] | None = None,
-        labels: Tensor | None = None,
-        num_items: Tensor | int | None = None,
-    ) -> Tensor:
+    def _words(self, hidden_states: Tensor, **options: Any) -> Tensor:
         """As `PredictionHead.forward`."""
-        if called is None:
-            return cast(Tensor, self._head()(hidden_states))
-        return cast(Tensor, self._head()(hidden_states, called=called, labels=labels, num_items=num_items))
+        return cast(Tensor, self._head()(hidden_states, **options))
 
     def _word_modules(self) -> tuple[nn.Module, ...]:
         """All that `_words` calls."""
         return _base.surveyed(cast(nn.Module, self)).inside(self._head())
 
-    def _token_labels(
-        self, labels: Tensor | None, max_labels: int | None, label_rows: Tensor | None
-    ) -> _inputs.TokenLabels | None:
+    def _token_labels(self, labels: Tensor | None, kwargs: dict[str, Any]) -> _inputs.TokenLabels | None:
+        """What the base model is told of labels, with two arguments of the call, which are taken out."""
+        max_labels, label_rows = kwargs.pop("max_labels", None), kwargs.pop("label_rows", None)
         return None if labels is None else _inputs.TokenLabels(labels, self.training, max_labels, label_rows)
 
     def _lm(
@@ -226,16 +217,9 @@ class OwnWords(LMHead):
         """The product with the vocabulary."""
         raise NotImplementedError
 
-    def _words(
-        self,
-        hidden_states: Tensor,
-        *,
-        called: Set[nn.Module] | None = None,
-        labels: Tensor | None = None,
-        num_items: Tensor | int | None = None,
-    ) -> Tensor:
+    def _words(self, hidden_states: Tensor, *, called: Set[nn.Module] | None = None, **options: Any) -> Tensor:
         called = frozenset(self._word_modules()) if called is None else called
-        return predict(self._transformed(hidden_states, called), self._decoder(), called, labels, num_items)
+        return predict(self._transformed(hidden_states, called), self._decoder(), called, **options)
 
     def fusions(self) -> Fusions:
         return [
@@ -246,13 +230,7 @@ class OwnWords(LMHead):
 
 class MaskedLM(LMHead):
     @can_return_tuple
-    def packed(
-        self,
-        labels: Tensor | None = None,
-        max_labels: int | None = None,
-        label_rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def packed(self, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' arguments and outputs; honours `num_items_in_batch`.
 
         max_labels: at least as many as there are labels, best exactly: in training without an attention_mask nothing
@@ -260,7 +238,8 @@ class MaskedLM(LMHead):
         label_rows: (M,) int64, of a packed batch: which of its tokens have a label, rising. Likewise, without a search.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
-        output, states = self._encode(self._token_labels(labels, max_labels, label_rows), **kwargs)
+        token_labels = self._token_labels(labels, kwargs)
+        output, states = self._encode(token_labels, **kwargs)
         loss, logits = self._lm(states, output.last_hidden_state, labels, num_items)
         return self._result(loss, logits, output)
 
@@ -281,8 +260,6 @@ class CausalLM(LMHead):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         shift_labels: Tensor | None = None,
-        max_labels: int | None = None,
-        label_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' arguments and outputs; honours `num_items_in_batch`.
@@ -299,9 +276,8 @@ class CausalLM(LMHead):
             shift_labels = _shifted(labels, kwargs.get("cu_seq_lens_q"))
         if shift_labels is not None:
             use_cache = False
-        output, states = self._encode(
-            self._token_labels(shift_labels, max_labels, label_rows), use_cache=use_cache, **kwargs
-        )
+        token_labels = self._token_labels(shift_labels, kwargs)
+        output, states = self._encode(token_labels, use_cache=use_cache, **kwargs)
         loss, logits = self._lm(states, output.last_hidden_state, shift_labels, num_items, logits_to_keep)
         cache, crossed = output.get("past_key_values"), output.get("cross_attentions")
         return self._result(loss, logits, output, past_key_values=cache, cross_attentions=crossed)
@@ -331,13 +307,7 @@ class PreTraining(LMHead):
         return cast(Tensor, self.cls.seq_relationship(pooled))
 
     @can_return_tuple
-    def packed(
-        self,
-        labels: Tensor | None = None,
-        max_labels: int | None = None,
-        label_rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def packed(self, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' arguments and outputs; `max_labels` and `label_rows` as in MaskedLM.
 
         With `num_items_in_batch`, the number of masked-LM labels of all accumulated batches, both losses are
@@ -348,7 +318,8 @@ class PreTraining(LMHead):
         num_sequences = kwargs.pop("num_sequences_in_batch", None)
         pair_label = kwargs.pop(self._pair_label, None)
         both = labels is not None and pair_label is not None
-        output, states = self._encode(self._token_labels(labels if both else None, max_labels, label_rows), **kwargs)
+        token_labels = self._token_labels(labels if both else None, kwargs)
+        output, states = self._encode(token_labels, **kwargs)
         loss, logits = self._lm(states, output.last_hidden_state, labels if both else None, num_items)
         of_pair = self._of_pair(output.pooler_output)
         if labels is not None and pair_label is not None:

@@ -283,8 +283,7 @@ class BaseModel(ModelRole):
             foreign = survey.within("embeddings")
         if self.config.hidden_size > functional.MAX_FEATURES:
             return f"hidden states of {self.config.hidden_size} features, more than {functional.MAX_FEATURES}"
-        eager_attention = sys.modules[stock_of(self).__module__].eager_attention_forward
-        return foreign or _base.why_transformers(self.config, eager_attention)
+        return foreign or _base.why_transformers(self.config, stock_of(self).__module__)
 
     def fusions(self) -> Fusions:
         cross = "a decoder with cross-attention" if getattr(self.config, "add_cross_attention", False) else None

@@ -5,30 +5,31 @@ The sums between them are the hidden states, which one LayerNorm behind the last
 Dimension key:  T packed tokens   N features
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor
 
 from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _layers
-from fastbert.families._family import Role, stock_of
-from fastbert.families._layers import Products, product
+from fastbert.families._family import Packed, Role
+from fastbert.families._layers import Fusions, Product, product
 from fastbert.touched import Each, Parts, container
 
 
-class ProjectAndSum(Role):
+class ProjectAndSum(Packed):
     """The end of both halves of a layer: SelfOutput, and Output."""
 
     parts: ClassVar[Parts] = {"dense": touched.linear, "dropout": touched.dropout}
 
-    def forward(self, hidden_states: Tensor, input_tensor: Tensor, *, run: Run | None = None) -> Tensor:
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, input_tensor)  # type: ignore[no-any-return]
-        return encoder.project_and_sum(hidden_states, self.dense, getattr(self, "dropout", None), input_tensor)
+    def _packed(self, x: Tensor, residual_TN: Tensor, run: Run) -> Tensor:
+        return encoder.project_and_sum(x, self.dense, getattr(self, "dropout", None), residual_TN)
 
-    def products(self) -> Products:
-        return product(self.dense)
+    def fusions(self) -> Fusions:
+        return [("bias + dropout + residual + LayerNorm", "the LayerNorm comes first")]
+
+    def products(self) -> list[Product]:
+        return [product(self.dense)]
 
 
 class Attention(_layers.Attention):
@@ -41,22 +42,11 @@ class Attention(_layers.Attention):
         "LayerNorm": touched.norm,
     }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        normalised = encoder.normalise(hidden_states, getattr(self, self._norm), run)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
+        normalised = encoder.normalise(hidden_TN, getattr(self, self._norm), run)
         context = self.self(normalised, run=run, stream=stream)
-        if rows is not None:
-            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
-        return self.output(context, hidden_states, run=run)
+        context, hidden_TN = encoder.chosen(rows, context, hidden_TN)
+        return cast(Tensor, self.output(context, hidden_TN, run=run))
 
 
 class Intermediate(_layers.Intermediate):
@@ -64,11 +54,8 @@ class Intermediate(_layers.Intermediate):
 
     parts: ClassVar[Parts] = {**_layers.Intermediate.parts, "LayerNorm": touched.norm}
 
-    def forward(self, hidden_states: Tensor, *, run: Run | None = None) -> Tensor:
-        if run is None:
-            return stock_of(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-        normalised = encoder.normalise(hidden_states, self.LayerNorm, run)
-        return encoder.linear_activation(normalised, self.dense, self.intermediate_act_fn, run.called)
+    def _packed(self, hidden_TN: Tensor, run: Run) -> Tensor:
+        return super()._packed(encoder.normalise(hidden_TN, self.LayerNorm, run), run)
 
 
 class Layer(_layers.Layer):
@@ -78,27 +65,16 @@ class Layer(_layers.Layer):
         "output": container(ProjectAndSum),
     }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
-        return self.output(self.intermediate(self._before(attended, run), run=run), attended, run=run)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
+        attended = self.attention(hidden_TN, run=run, stream=stream, rows=rows)
+        return cast(Tensor, self.output(self.intermediate(self._before(attended, run), run=run), attended, run=run))
 
     def _before(self, attended_TN: Tensor, run: Run) -> Tensor:
         """What the feed-forward begins with."""
         return attended_TN
 
-    def fusions(self) -> _layers.Fusions:
-        return []
+    def fusions(self) -> Fusions:
+        return [("feed-forward in one operator, its GELU not kept", "the LayerNorm comes first")]
 
 
 class Encoder(_layers.Encoder):

@@ -3,7 +3,7 @@
 Each run of a layer has dropout masks of its own; the gradients of its weights add up.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from transformers.models.albert import modeling_albert as stock
 from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _layers, _lm_heads, _model
-from fastbert.families._family import Role, family, named, stock_of
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._family import Packed, Role, family, named
+from fastbert.families._layers import Fusions, Product, joined, product
 from fastbert.touched import Each, Parts, container
 
 
-class Attention(Role):
+class Attention(Packed):
     parts: ClassVar[Parts] = {
         "query": touched.linear,
         "key": touched.linear,
@@ -30,23 +30,12 @@ class Attention(Role):
     }
     facts = ("is_causal", "attention_head_size")
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
         projections = self.query, self.key, self.value
-        context = _layers.attend(self, projections, hidden_states, run, stream, self.attention_dropout)
-        if rows is not None:
-            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
+        context = _layers.attend(self, projections, hidden_TN, run, stream, self.attention_dropout)
+        context, hidden_TN = encoder.chosen(rows, context, hidden_TN)
         return encoder.project_and_add(
-            context, self.dense, self.output_dropout, self.LayerNorm, hidden_states, run, stream + 1, rows
+            context, self.dense, self.output_dropout, self.LayerNorm, hidden_TN, run, stream + 1, rows
         )
 
     def why_changed(self) -> str | None:
@@ -56,11 +45,11 @@ class Attention(Role):
         norm = encoder.why_called(self.LayerNorm, touched.norm)
         return [("packed attention", self.why_changed()), ("bias + dropout + residual + LayerNorm", norm)]
 
-    def products(self) -> Products:
-        return [(K, 3 * N, form) for K, N, form in product(self.query)] + product(self.dense)
+    def products(self) -> list[Product]:
+        return [*joined(self.query, self.key, self.value), product(self.dense)]
 
 
-class Layer(Role):
+class Layer(Packed):
     parts: ClassVar[Parts] = {
         "attention": container(Attention),
         "ffn": touched.linear,
@@ -69,19 +58,8 @@ class Layer(Role):
         "full_layer_layer_norm": touched.norm,
     }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        attended = self.attention(hidden_states, run=run, stream=stream, rows=rows)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
+        attended = self.attention(hidden_TN, run=run, stream=stream, rows=rows)
         return encoder.feed_forward(  # without a dropout, though it has one: transformers never calls it
             attended,
             self.ffn,
@@ -98,8 +76,8 @@ class Layer(Role):
         why = encoder.why_not_feed_forward(self.ffn, self.activation, self.ffn_output, self.full_layer_layer_norm)
         return [("feed-forward in one operator, its GELU not kept", why)]
 
-    def products(self) -> Products:
-        return product(self.ffn, self.activation) + product(self.ffn_output)
+    def products(self) -> list[Product]:
+        return [product(self.ffn, self.activation), product(self.ffn_output)]
 
 
 class LayerGroup(Role):
@@ -136,7 +114,7 @@ class BaseModel(_model.BaseModel):
         return None if self.pooler is None else self.pooler_activation(self.pooler(first_BN))
 
 
-class MLMHead(_lm_heads.PredictionHead):
+class MLMHead(_lm_heads.Half, _lm_heads.PredictionHead):
     parts: ClassVar[Parts] = {
         "dense": touched.linear,
         "activation": touched.activation,
@@ -144,15 +122,8 @@ class MLMHead(_lm_heads.PredictionHead):
         "decoder": touched.linear,
     }
 
-    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        return _lm_heads.transform(hidden_states, self.dense, self.activation, self.LayerNorm, called)
-
-    def fusions(self) -> Fusions:
-        gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, self.activation))
-        return [gelu, *super().fusions()]
-
-    def products(self) -> Products:
-        return product(self.dense, self.activation)
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.dense, self.activation, self.LayerNorm
 
 
 class _Words(_lm_heads.LMHead):

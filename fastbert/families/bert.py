@@ -1,6 +1,6 @@
-"""BERT (Devlin et al. 2018, https://arxiv.org/abs/1810.04805).
+"""BERT (Devlin et al. 2018, https://arxiv.org/abs/1810.04805); SpanBERT, MiniLM, LaBSE, e5, bge are BERT by name.
 
-Also what is BERT by another name, in transformers' own classes: SpanBERT, MiniLM, LaBSE, BioBERT, Chinese BERTs.
+So are BioBERT, SciBERT, the Chinese BERTs and most sentence encoders: transformers' own BERT classes load them.
 """
 
 from transformers.models.bert import modeling_bert as stock

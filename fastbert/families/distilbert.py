@@ -1,7 +1,6 @@
 """DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT by other names, no token types, no pooler."""
 
-from collections.abc import Set
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,8 @@ from transformers.models.distilbert import modeling_distilbert as stock
 from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _inputs, _layers, _lm_heads, _model
-from fastbert.families._family import Role, family, stock_of
-from fastbert.families._layers import Fusions, Products, product
+from fastbert.families._family import Packed, family
+from fastbert.families._layers import Fusions, Product, joined, product
 from fastbert.touched import CALLED, Each, Parts, container
 
 
@@ -26,10 +25,10 @@ class Embeddings(_layers.Embeddings):
         return cast(Tensor, weight.new_zeros(1, weight.shape[1]))
 
     def _limits(self, size: int, device: torch.device) -> _inputs.Limits:
-        return self._limits_of(1, size, device)
+        return self._limits_of(0, size, device)
 
 
-class SelfAttention(Role):
+class SelfAttention(Packed):
     parts: ClassVar[Parts] = {
         "q_lin": touched.linear,
         "k_lin": touched.linear,
@@ -39,24 +38,12 @@ class SelfAttention(Role):
     }
     facts = ("is_causal", "attention_head_size")
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        norm: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """With a run: the first half of a layer, which ends in this norm."""
-        if run is None or norm is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None, norm: nn.Module) -> Tensor:
+        """The first half of a layer, which ends in this norm."""
         projections = self.q_lin, self.k_lin, self.v_lin
-        context = _layers.attend(self, projections, hidden_states, run, stream, self.dropout)
-        if rows is not None:
-            context, hidden_states = context.index_select(0, rows), hidden_states.index_select(0, rows)
-        return encoder.project_and_add(context, self.out_lin, None, norm, hidden_states, run, stream + 1, rows)
+        context = _layers.attend(self, projections, hidden_TN, run, stream, self.dropout)
+        context, hidden_TN = encoder.chosen(rows, context, hidden_TN)
+        return encoder.project_and_add(context, self.out_lin, None, norm, hidden_TN, run, stream + 1, rows)
 
     def why_changed(self) -> str | None:
         return _layers.why_no_kernel(self)
@@ -64,11 +51,11 @@ class SelfAttention(Role):
     def fusions(self) -> Fusions:
         return [("packed attention", self.why_changed())]
 
-    def products(self) -> Products:
-        return [(K, 3 * N, form) for K, N, form in product(self.q_lin)] + product(self.out_lin)
+    def products(self) -> list[Product]:
+        return [*joined(self.q_lin, self.k_lin, self.v_lin), product(self.out_lin)]
 
 
-class FFN(Role):
+class FFN(Packed):
     parts: ClassVar[Parts] = {
         "dropout": touched.dropout,
         "lin1": touched.linear,
@@ -76,25 +63,15 @@ class FFN(Role):
         "activation": touched.activation,
     }
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        norm: nn.Module | None = None,
-    ) -> Any:
-        """With a run: the second half of a layer, which ends in this norm."""
-        if run is None or norm is None:
-            return stock_of(self).forward(self, input)
-        return encoder.feed_forward(input, self.lin1, self.activation, self.lin2, self.dropout, norm, run, stream, rows)
+    def _packed(self, x: Tensor, run: Run, stream: int, rows: Tensor | None, norm: nn.Module) -> Tensor:
+        """The second half of a layer, which ends in this norm."""
+        return encoder.feed_forward(x, self.lin1, self.activation, self.lin2, self.dropout, norm, run, stream, rows)
 
-    def products(self) -> Products:
-        return product(self.lin1, self.activation) + product(self.lin2)
+    def products(self) -> list[Product]:
+        return [product(self.lin1, self.activation), product(self.lin2)]
 
 
-class Layer(Role):
+class Layer(Packed):
     parts: ClassVar[Parts] = {
         "attention": container(SelfAttention),
         "sa_layer_norm": touched.norm,
@@ -102,20 +79,9 @@ class Layer(Role):
         "output_layer_norm": touched.norm,
     }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args: Any,
-        run: Run | None = None,
-        stream: int = 0,
-        rows: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The packed hidden states, (T, N), after the layer; with rows, (M,), only of these tokens."""
-        if run is None:
-            return stock_of(self).forward(self, hidden_states, *args, **kwargs)
-        attended = self.attention(hidden_states, run=run, stream=stream, rows=rows, norm=self.sa_layer_norm)
-        return self.ffn(attended, run=run, stream=stream + 2, rows=rows, norm=self.output_layer_norm)
+    def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
+        attended = self.attention(hidden_TN, run=run, stream=stream, rows=rows, norm=self.sa_layer_norm)
+        return cast(Tensor, self.ffn(attended, run=run, stream=stream + 2, rows=rows, norm=self.output_layer_norm))
 
     def fusions(self) -> Fusions:
         ffn = self.ffn
@@ -139,7 +105,7 @@ class BaseModel(_model.BaseModel):
     _embeddings_take = ("input_ids", "inputs_embeds", "position_ids")
 
 
-class MaskedLM(_lm_heads.OwnWords, _lm_heads.MaskedLM):
+class MaskedLM(_lm_heads.Half, _lm_heads.OwnWords, _lm_heads.MaskedLM):
     """Masked language model, whose head is its own parts."""
 
     parts: ClassVar[Parts] = {
@@ -151,14 +117,14 @@ class MaskedLM(_lm_heads.OwnWords, _lm_heads.MaskedLM):
         "mlm_loss_fct": touched.mean_loss,
     }
 
-    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        return _lm_heads.transform(hidden_states, self.vocab_transform, self.activation, self.vocab_layer_norm, called)
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.vocab_transform, self.activation, self.vocab_layer_norm
 
     def _decoder(self) -> nn.Module:
         return cast(nn.Module, self.vocab_projector)
 
     def _word_modules(self) -> tuple[nn.Module, ...]:
-        of = self.vocab_transform, self.activation, self.vocab_layer_norm, self.vocab_projector
+        of = (*self._leaves(), self.vocab_projector)
         return tuple(inner for module in of for inner in module.modules())
 
 

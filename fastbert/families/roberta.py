@@ -4,18 +4,16 @@ Positions begin behind the padding id and are counted over the ids that are not 
 """
 
 import dataclasses
-from collections.abc import Set
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.roberta import modeling_roberta as stock
 
-from fastbert import encoder, touched
+from fastbert import touched
 from fastbert.families import _heads, _inputs, _layers, _lm_heads
 from fastbert.families._family import Role, family, named
-from fastbert.families._layers import Fusions, Products
 from fastbert.families._model import BaseModel
 from fastbert.touched import Parts, container
 
@@ -31,18 +29,11 @@ class Embeddings(_layers.Embeddings):
         return dataclasses.replace(super()._limits(size, device), padding_idx=self.padding_idx)
 
 
-class LMHead(_lm_heads.PredictionHead):
+class LMHead(_lm_heads.Half, _lm_heads.PredictionHead):
     parts: ClassVar[Parts] = {"dense": touched.linear, "layer_norm": touched.norm, "decoder": touched.linear}
 
-    def _transformed(self, hidden_states: Tensor, called: Set[nn.Module]) -> Tensor:
-        return _lm_heads.transform(hidden_states, self.dense, _GELU, self.layer_norm, called)
-
-    def fusions(self) -> Fusions:
-        gelu = ("MLM head: linear + bias + GELU", encoder.why_not_gelu(self.dense, _GELU))
-        return [gelu, *super().fusions()]
-
-    def products(self) -> Products:
-        return _layers.product(self.dense, _GELU)
+    def _leaves(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.dense, _GELU, self.layer_norm
 
 
 class _Words(_lm_heads.LMHead):

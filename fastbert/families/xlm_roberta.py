@@ -1,4 +1,4 @@
-"""XLM-RoBERTa (Conneau et al. 2019, https://arxiv.org/abs/1911.02116): RoBERTa with 250,002 pieces of 100 languages."""
+"""XLM-RoBERTa (Conneau et al. 2019, https://arxiv.org/abs/1911.02116), bge-m3, multilingual-e5: as RoBERTa."""
 
 from transformers.models.xlm_roberta import modeling_xlm_roberta as stock
 

@@ -1,6 +1,6 @@
 """XLM-RoBERTa-XL (Goyal et al. 2021, https://arxiv.org/abs/2105.00572): XLM-RoBERTa that normalises first."""
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.models.xlm_roberta_xl import modeling_xlm_roberta_xl as stock
@@ -8,7 +8,7 @@ from transformers.models.xlm_roberta_xl import modeling_xlm_roberta_xl as stock
 from fastbert import encoder, touched
 from fastbert.encoder import Run
 from fastbert.families import _inputs, _layers, _prenorm, roberta
-from fastbert.families._family import family, named, stock_of
+from fastbert.families._family import family, named
 from fastbert.touched import Each, Parts, container
 
 
@@ -17,11 +17,7 @@ class Embeddings(roberta.Embeddings):
 
     parts: ClassVar[Parts] = {name: role for name, role in roberta.Embeddings.parts.items() if name != "LayerNorm"}
 
-    def forward(
-        self, *args: Any, run: Run | None = None, inputs: _inputs.Inputs | None = None, **kwargs: Any
-    ) -> Tensor:
-        if run is None or inputs is None:
-            return cast(Tensor, stock_of(self).forward(self, *args, **kwargs))
+    def _packed(self, run: Run, inputs: _inputs.Inputs) -> Tensor:
         if inputs.inputs_embeds is None:
             words_TN = self.word_embeddings(inputs.input_ids)
         else:
@@ -31,7 +27,7 @@ class Embeddings(roberta.Embeddings):
         return self.as_residual(self.dropout(hidden_TN))
 
     def fusions(self) -> _layers.Fusions:
-        return []
+        return [("embedding sum + LayerNorm + dropout", "there is no LayerNorm")]
 
 
 class Attention(_prenorm.Attention):

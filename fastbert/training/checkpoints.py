@@ -8,6 +8,7 @@ from pathlib import Path
 
 DRAFTS = ".writing"  # in the run's folder: a checkpoint until it is whole
 STATE = "data.json"  # in a checkpoint: where its next step begins in the corpus
+_BEFORE = "before-"  # among the drafts: what had the name before
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -16,23 +17,37 @@ def last_checkpoint(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
 def remove_drafts(run: Path) -> None:
-    """What a run that was killed left behind."""
+    """What a run that was killed left behind, but for what had just lost its name to something that got none."""
+    for old in (run / DRAFTS).glob(f"{_BEFORE}*"):
+        name = old.name.removeprefix(_BEFORE)
+        if not (run / name).exists():
+            os.rename(old, run / name)
     shutil.rmtree(run / DRAFTS, ignore_errors=True)
 
 
 def publish(draft: Path, target: Path) -> None:
-    """Give a folder its name, once all that is in it is on the disk."""
+    """Give a folder, among the drafts, its name, once all that is in it is on the disk.
+
+    What has that name is there until then, or is what `remove_drafts` gives the name back to.
+    """
     for file in sorted(draft.rglob("*")):
         if file.is_file():
             flush(file)
     for folder in sorted((path for path in draft.rglob("*") if path.is_dir()), reverse=True):
         flush(folder)
     flush(draft)
+    before = draft.with_name(f"{_BEFORE}{target.name}")
+    shutil.rmtree(before, ignore_errors=True)
     if target.exists():
-        shutil.rmtree(target)
+        os.rename(target, before)
     os.rename(draft, target)
     flush(target.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def rotate(run: Path, keep: int) -> None:

@@ -2,19 +2,21 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import accelerate.accelerator
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 
 from fastbert.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def join(on_cpu: bool) -> None:
@@ -25,6 +27,8 @@ def join(on_cpu: bool) -> None:
     """
     if "RANK" not in os.environ or dist.is_initialized():
         return
+    # PyTorch 2.13's, of an option that means the same in all versions.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     store, rank, world_size = next(rendezvous("env://"))
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     backend = "gloo" if on_cpu else "nccl"
@@ -56,11 +60,13 @@ def by_layer() -> Iterator[None]:
     one of the head that it is tied with, and gathers the weights only around those modules' own forward, while BERT's
     head and embeddings read them in their parents'.
     """
+    import accelerate.accelerator
+
     with mock.patch.object(accelerate.accelerator, "fsdp2_prepare_model", _shard):
         yield
 
 
-def _shard(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+def _shard(accelerator: "Accelerator", model: nn.Module) -> nn.Module:
     if isinstance(model, FSDPModule):
         return model
     plugin = accelerator.state.fsdp_plugin

@@ -1,31 +1,15 @@
-"""Where a run's figures go: the terminal, a JSON-lines file, TensorBoard."""
+"""Where a run's figures go: a JSON-lines file and TensorBoard. The terminal: live.py."""
 
 import json
 import os
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastbert.training.files import LOG as LOG
 
 TENSORBOARD = "tensorboard"
-_SHORT = (
-    ("loss", "loss", "{:.4f}"),
-    ("mlm_loss", "mlm", "{:.4f}"),
-    ("mlm_accuracy", "acc", "{:.1%}"),
-    ("nsp_loss", "nsp", "{:.4f}"),
-    ("nsp_accuracy", "acc", "{:.1%}"),
-    ("learning_rate", "lr", "{:.2e}"),
-    ("grad_norm", "|g|", "{:.2f}"),
-    ("left_out", "steps left out", "{}"),
-    ("tokens_per_second", "tokens/s", "{:,.0f}"),
-    ("mfu", "MFU", "{:.1%}"),
-    ("data_wait", "waiting", "{:.1%}"),
-    ("peak_memory_gib", "GiB", "{:.2f}"),
-)
 
 
 def cut(path: Path, step: int) -> None:
@@ -50,6 +34,11 @@ def append(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def are_figures(logs: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Not what the Trainer says at the end."""
+    return logs is not None and ("loss" in logs or "eval_mlm_loss" in logs)
+
+
 class LogFile(TrainerCallback):
     """A JSON object a line, flushed."""
 
@@ -64,7 +53,7 @@ class LogFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+        if not are_figures(logs) or not state.is_world_process_zero:
             return
         append(self._path, {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
 
@@ -92,7 +81,7 @@ class TensorBoard(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self._writer is None or logs is None or "loss" not in logs:
+        if self._writer is None or not are_figures(logs):
             return
         for name, value in logs.items():
             if isinstance(value, int | float) and name not in ("epoch", "time"):
@@ -104,39 +93,3 @@ class TensorBoard(TrainerCallback):
     ) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-class Terminal(TrainerCallback):
-    """A line a log on stderr, under a progress bar where that is a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            shown = sys.stderr.isatty()
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=not shown)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n if not self._bar.disable else 0)
-
-    def close(self) -> None:
-        """Of a run that stops, too: what is said of it then has a line of its own."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._bar is None or logs is None or "loss" not in logs:
-            return
-        shown = [f"{name} {form.format(logs[key])}" for key, name, form in _SHORT if logs.get(key) is not None]
-        tqdm.write(f"step {state.global_step:,}: " + ", ".join(shown), file=sys.stderr)

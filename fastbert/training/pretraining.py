@@ -1,6 +1,8 @@
 """Pretraining, start to end: a recipe, a token store, a run's folder."""
 
 import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,47 +11,49 @@ import transformers
 from packaging.version import Version
 from transformers import AutoTokenizer, TrainingArguments
 
-import fastbert
 from fastbert.data.pretraining import PretrainingBatches
-from fastbert.data.store import Store, read_json, write_json
-from fastbert.errors import InputError
-from fastbert.training import checkpoints, distributed, logs
-from fastbert.training.files import RUN
+from fastbert.data.store import HELD_OUT, Store, read_json, write_json
+from fastbert.errors import InputError, require
+from fastbert.terminal import counted, note
+from fastbert.training import checkpoints, distributed, files, live, logs, models, reporting, summary
+from fastbert.training.evaluation import Evaluate, Evaluation, evaluated_length, has_held_out
+from fastbert.training.files import MODEL as MODEL
 from fastbert.training.kernels import CompiledAhead
-from fastbert.training.recipe import Recipe, check_config, differences, load_config
+from fastbert.training.recipe import Recipe, differences
 from fastbert.training.trainer import PretrainingTrainer
 
 _ALONE = "FSDP shards over several processes, which torchrun starts, with a GPU each"
-MODEL = "model"
-_CLASSES = {
-    "mlm+nsp": fastbert.BertForPreTraining,
-    "mlm": fastbert.BertForMaskedLM,
-    "left-to-right": fastbert.BertLMHeadModel,
-}
 
 
-def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device | None = None) -> Path:
+def pretrain(
+    recipe: Recipe, data: Path, output: Path, *, device: torch.device | None = None, notes: Sequence[str] = ()
+) -> Path:
     """Train, from the last checkpoint in `output` if there is one, and write the model to `output/model`.
 
     Under torchrun, all processes call this.
 
     Args:
         device: None for a GPU if there is one.
+        notes: what else to say in the summary at the start.
 
     Returns:
         The model's folder, for `from_pretrained` of transformers or fastbert.
 
     Raises:
-        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run.
+        InputError: naming what cannot be: an option, the corpus, a checkpoint of another run, a missing package.
     """
+    require("accelerate", "tensorboard", to="pretrain")
     recipe.check()
+    reporters = reporting.callbacks(recipe.report_to)
+    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("PyTorch sees no GPU here")
     transformers.utils.logging.disable_progress_bar()  # of every file it writes
     on_cpu = device.type == "cpu" if device is not None else not torch.cuda.is_available()
     distributed.join(on_cpu)
     arguments = _arguments(recipe, output, on_cpu)
     rank, world_size = arguments.process_index, arguments.world_size
     store = Store.open(data, verify=rank == 0)
-    model = _model(recipe, store)
+    model, new = models.to_pretrain(recipe, store)
     phases = recipe.phase_steps()
     for phase in phases:
         if phase.max_length > model.config.max_position_embeddings:
@@ -66,27 +70,55 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
         accumulation=recipe.accumulation,
         threads=recipe.threads,
     )
+    evaluation, held_out = _evaluation(recipe, data, rank, world_size)
     with distributed.rank_zero_first(world_size, rank):
         if rank == 0:
             _adopt(output, recipe, store, model.config)
             checkpoints.remove_drafts(output)
     checkpoint = checkpoints.last_checkpoint(output)
+    step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
+    if step == recipe.steps and (output / MODEL).is_dir():
+        if rank == 0:
+            note(
+                f"already finished: {counted(step, 'step')}, {output / MODEL}; to train on after the end, begin another"
+                f" run with --init-from {output / MODEL}"
+            )
+        return output / MODEL
     if rank == 0:
-        logs.cut(output / logs.LOG, 0 if checkpoint is None else int(checkpoint.name.split("-")[1]))
-    terminal = logs.Terminal()
+        logs.cut(output / logs.LOG, -1 if checkpoint is None else step)
+        lines = summary.summary(recipe, store, model, held_out, arguments.device, world_size)
+        if new:
+            lines.append(("new", f"{' and '.join(new)}, of which {recipe.init_from} has none: random at first"))
+        lines += [("chosen" if i == 0 else "", words) for i, words in enumerate(notes)]
+        note(f"pretraining in {output}\n{summary.aligned(lines)}")
+        if checkpoint is not None:
+            note(f"resumed at step {step:,} of {recipe.steps:,}, of {checkpoint.name}")
+    best = read_json(output / files.BEST / files.EVALUATION)
+    terminal = live.Terminal(
+        phases,
+        of_tokens=recipe.sampling.batch_tokens is not None,
+        words=summary.WORDS[recipe.sampling.objective],
+        best=None if best is None else (best["step"], best["eval_mlm_loss"]),
+    )
     trainer = PretrainingTrainer(
         model=model,
         args=arguments,
-        processing_class=AutoTokenizer.from_pretrained(store.path),
+        # Of the store nobody knows what a model takes, and a tokenizer without a limit cuts no text.
+        processing_class=AutoTokenizer.from_pretrained(
+            store.path, model_max_length=model.config.max_position_embeddings
+        ),
         callbacks=[
             CompiledAhead(max(phase.max_length for phase in phases), output / logs.LOG),
             terminal,
             logs.LogFile(output / logs.LOG),
             logs.TensorBoard(output / logs.TENSORBOARD),
+            *([] if evaluation is None else [Evaluate(recipe.evaluated_every)]),
+            *reporters,
         ],
         batches=batches,
         keep=recipe.keep,
         stop=recipe.non_finite_loss == "stop",
+        evaluation=evaluation,
     )
     if recipe.fsdp and not trainer.is_fsdp_enabled:  # accelerate would say nothing, and train without
         raise InputError(_ALONE)
@@ -95,38 +127,52 @@ def pretrain(recipe: Recipe, data: Path, output: Path, *, device: torch.device |
     torch.manual_seed((recipe.sampling.seed * 100_003 + rank) % 2**63)  # other dropout masks in every process
     if checkpoint is not None:
         trainer.load_data_state(checkpoint)
-    with contextlib.closing(terminal), distributed.by_layer() if recipe.fsdp else contextlib.nullcontext():
+    with (
+        contextlib.closing(terminal),
+        _without_words_of_the_trainer(),
+        distributed.by_layer() if recipe.fsdp else contextlib.nullcontext(),
+    ):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_final(output / MODEL)
+    if rank == 0:
+        note(f"{output / MODEL} is the model, for from_pretrained of transformers or fastbert")
     return output / MODEL
 
 
-def _model(recipe: Recipe, store: Store) -> Any:
-    """The same in every process: all of it comes from the seed."""
-    if recipe.sampling.objective not in _CLASSES:
-        raise InputError(f"the objective {recipe.sampling.objective} has no model")
-    kind: Any = _CLASSES[recipe.sampling.objective]
-    options = {"is_decoder": True, "use_cache": False} if recipe.sampling.objective == "left-to-right" else {}
-    torch.manual_seed(recipe.sampling.seed)
-    if recipe.init_from is not None:
-        try:
-            model = kind.from_pretrained(recipe.init_from, dtype=torch.float32, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{recipe.init_from}: {str(error).strip().splitlines()[0]}") from error
-        check_config(model.config, recipe.init_from, store)
-        if broken := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
-            raise InputError(f"{recipe.init_from} has weights that are not finite: {broken[0]}")
-    else:
-        assert recipe.config is not None
-        config = load_config(recipe.config, store)
-        config.update(options)
-        model = kind(config)
-    if recipe.dropout is not None:
-        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = recipe.dropout
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = recipe.dropout
-    return fastbert.patch(model, residual_dtype=recipe.residual_dtype)
+def _evaluation(recipe: Recipe, data: Path, rank: int, world_size: int) -> tuple[Evaluation | None, str]:
+    """On the corpus' held-out part, and what to say of it."""
+    if recipe.eval_every == 0:
+        return None, "not looked at, --eval-every is 0"
+    if not has_held_out(data):
+        if recipe.eval_every is not None:
+            raise InputError(f"{data} has no held-out part to evaluate on: fastbert prepare --held-out 0.5% makes one")
+        return None, "nothing, fastbert prepare --held-out 0.5% would set some aside"
+    store = Store.open(data / HELD_OUT, verify=rank == 0)
+    length = evaluated_length([length for length, _ in recipe.phases])
+    evaluation = Evaluation(store, recipe.sampling.objective, length, recipe.eval_sequences, rank, world_size)
+    return evaluation, (
+        f"{counted(store.documents, 'document')}, {counted(store.tokens, 'token')};"
+        f" {counted(evaluation.sequences, 'sequence')} of up to {length} tokens, every"
+        f" {counted(recipe.evaluated_every, 'step')}"
+    )
+
+
+@contextlib.contextmanager
+def _without_words_of_the_trainer() -> Iterator[None]:
+    """On what is in order: no step is left of a run whose model is still to be written, or it saves more often now."""
+
+    def matters(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not any(words in said for words in ("not to be a single sample", "the ones in the `trainer_state.json`"))
+
+    loggers = [logging.getLogger(f"transformers.{module}") for module in ("trainer", "trainer_utils")]
+    for logger in loggers:
+        logger.addFilter(matters)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(matters)
 
 
 def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
@@ -144,8 +190,9 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
             "cpu_ram_efficient_loading": False,
         }
     if recipe.gradient_checkpointing:
-        options["gradient_checkpointing"] = True
-        options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     if torch.distributed.is_initialized():
         options["ddp_backend"] = torch.distributed.get_backend()
     arguments = TrainingArguments(
@@ -186,13 +233,13 @@ def _adopt(output: Path, recipe: Recipe, store: Store, config: Any) -> None:
     """Begin a run's folder, or see that it is this run's."""
     output.mkdir(parents=True, exist_ok=True)
     now = recipe.saved(store, config)
-    before = read_json(output / RUN)
+    before = read_json(output / files.RUN)
     if before is None:
         if checkpoints.last_checkpoint(output) is not None:
-            raise InputError(f"{output} has checkpoints, but no {RUN}: they are another program's")
+            raise InputError(f"{output} has checkpoints, but no {files.RUN}: they are another program's")
     elif changed := differences(before.get("fixed", {}), now["fixed"]):
         raise InputError(
             f"{output} is another run: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}."
             " Go on with its options, or choose another folder"
         )
-    write_json(output / RUN, now)
+    write_json(output / files.RUN, now)

@@ -29,7 +29,11 @@ _FREE = (
     "gradient_checkpointing",
     "fsdp",
     "non_finite_loss",
+    "eval_every",
+    "eval_sequences",
+    "report_to",
 )
+_EVALUATIONS = 20  # of a run, at least
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Recipe:
         non_finite_loss: "stop", when a step's loss or gradient is not finite, or "continue" without that step.
         save_every, log_every: steps.  keep: the last so many checkpoints.
         threads: of the input pipeline; 0 for one a core.
+        eval_every: steps between evaluations on the corpus' held-out part; 0 for none; None, where it has one, for as
+            often as checkpoints are saved, and 20 times at least.
+        eval_sequences: that are evaluated on, at most.
+        report_to: names of transformers' integrations, such as wandb or mlflow, that get the figures too.
     """
 
     config: str | None = "base"
@@ -73,14 +81,24 @@ class Recipe:
     keep: int = 3
     log_every: int = 100
     threads: int = 0
+    eval_every: int | None = None
+    eval_sequences: int = 1024
+    report_to: tuple[str, ...] = ()
+
+    @property
+    def evaluated_every(self) -> int:
+        """Steps."""
+        return self.eval_every or min(self.save_every, max(1, self.steps // _EVALUATIONS))
 
     def check(self) -> None:
         """Raises: InputError, naming the option that cannot be."""
         if (self.config is None) == (self.init_from is None):
             raise InputError("exactly one of a configuration and a checkpoint to begin with must be given")
-        for name in ("steps", "accumulation", "save_every", "keep", "log_every"):
+        for name in ("steps", "accumulation", "save_every", "keep", "log_every", "eval_sequences"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, but is {getattr(self, name)}")
+        if self.eval_every is not None and self.eval_every < 0:
+            raise InputError(f"eval_every must be at least 0, which is for never, but is {self.eval_every}")
         if not 0 <= self.warmup <= self.steps:
             raise InputError(
                 f"the warm-up must be in [0, {self.steps:,}], the run's steps, but is {self.warmup:,} steps"

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from fastbert.data.pretraining import PretrainingBatches
-from fastbert.data.store import write_json
+from fastbert.data.store import read_json, write_json
 from fastbert.errors import InputError
 from fastbert.terminal import note
-from fastbert.training import checkpoints, metrics
+from fastbert.training import checkpoints, files, metrics
+from fastbert.training.evaluation import Evaluation
 from fastbert.training.finite import FiniteSteps, check_weights
 
 _COUNTS = ("labels", "sequences", "tokens", "flops")
@@ -37,10 +37,20 @@ class PretrainingTrainer(Trainer):
         batches: of this process.
         keep: checkpoints.
         stop: when a step's loss or gradient is not finite; else such steps are left out.
+        evaluation: on held-out text; the best model is kept. None for none.
     """
 
-    def __init__(self, *args: Any, batches: PretrainingBatches, keep: int, stop: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        batches: PretrainingBatches,
+        keep: int,
+        stop: bool = True,
+        evaluation: Evaluation | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._evaluation = evaluation
         self.loss_is_scaled_for_ga = True
         self._batches = batches
         self._keep = keep
@@ -64,6 +74,9 @@ class PretrainingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         if self._window_step is None:
+            self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint's are those of its own run
+            if self._evaluation is not None and self.state.global_step == 0:
+                self.evaluate()  # what training begins with
             self._begin_window()
         start = time.perf_counter()
         self._accuracy.armed = (self.state.global_step + 1) % self.args.logging_steps == 0
@@ -142,6 +155,27 @@ class PretrainingTrainer(Trainer):
                 del logs["grad_norm"]
         super().log(logs, start_time)
         self.state.log_history.clear()  # the run's log has it, and every checkpoint would have it again
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """On held-out text; the model is kept if none before was better there."""
+        assert self._evaluation is not None
+        assert isinstance(self.model, nn.Module)
+        start = time.perf_counter()
+        step = self.state.global_step
+        if step:
+            self._check_steps()
+        found = self._evaluation(self.model)
+        about = {"sequences": self._evaluation.sequences, "max_length": self._evaluation.max_length}
+        before = read_json(self._run / files.BEST / files.EVALUATION) or {}
+        known = all(before.get(name) == value for name, value in about.items())
+        loss = found["eval_mlm_loss"]
+        if step and (not known or loss < before["eval_mlm_loss"]):
+            self._save_model(self._run / files.BEST, {"step": step, **about, **found})
+        self.log({**found, "time": time.time()})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        if step:
+            self._paused += time.perf_counter() - start
+        return found
 
     # What is measured between two logs.
 
@@ -234,6 +268,8 @@ class PretrainingTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """With FSDP in two: each gathers before process 0 writes, and the others must not be left in the second."""
         if self.is_fsdp_enabled:
+            from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
+
             plugin = self.accelerator.state.fsdp_plugin
             with self._noting_failure():
                 save_fsdp_model(plugin, self.accelerator, self.model, output_dir)
@@ -272,20 +308,34 @@ class PretrainingTrainer(Trainer):
 
     def save_final(self, target: Path) -> None:
         """The model and its tokenizer, whole."""
-        assert self.model is not None
-        check_weights(self.model, self.state.global_step, self._run, self.args.world_size)
         left_out = self._left_out + self._check_steps()
         if left_out and self.is_world_process_zero():
             note(f"steps left out, for their loss or gradient was not finite: {left_out:,}")
+        self._save_model(target)
+        if self.is_world_process_zero():
+            checkpoints.remove_drafts(self._run)
+
+    def _save_model(self, target: Path, about: Mapping[str, Any] | None = None) -> None:
+        assert isinstance(self.model, nn.Module)
+        check_weights(self.model, self.state.global_step, self._run, self.args.world_size)
+        name = "the model" if about is None else "the best model"
         draft = self._run / checkpoints.DRAFTS / target.name
         self.save_model(str(draft), _internal_call=True)
-        self._agree(f"the {target.name}")
+        self._agree(name)
         if self.is_world_process_zero():
             with self._noting_failure():
                 (draft / "training_args.bin").unlink(missing_ok=True)
+                if about is not None:
+                    write_json(draft / files.EVALUATION, about)
                 checkpoints.publish(draft, target)
-                checkpoints.remove_drafts(self._run)
-        self._agree(f"the {target.name}")
+        self._agree(name)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raises: InputError, if weights are lacking, but for tied ones, of which transformers warns: they are one."""
+        tied = set(self._plain.all_tied_weights_keys)
+        wrong = [name for name in (*load_result.missing_keys, *load_result.unexpected_keys) if name not in tied]
+        if wrong:
+            raise InputError(f"the checkpoint that the run goes on from is not of this model: {wrong[0]}")
 
     def load_data_state(self, checkpoint: Path) -> None:
         """Let the batches go on where the checkpoint's next step begins."""

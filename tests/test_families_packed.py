@@ -1,0 +1,149 @@
+"""Packed batches of every class of every family, and the positions of RoBERTa and those like it.
+
+Dimension key:  B batch   L padded length   N features
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastbert
+from tests.families import (
+    BASES,
+    IN_FULL,
+    LENGTHS,
+    LIKE_ROBERTA,
+    both,
+    dropping,
+    pack,
+    packed_and_padded,
+)
+from tests.models import (
+    BATCH,
+    LENGTH,
+    MASKS,
+    assert_gradients_close,
+    assert_outputs_equal,
+    config_of,
+    head_of,
+    mask_named,
+    pair,
+)
+
+
+@pytest.mark.parametrize("name", [name for name in IN_FULL if head_of(name) != "ForMultipleChoice"])
+def test_equals_padded(name: str) -> None:
+    """Values, loss and gradients, of transformers' model for what is padded."""
+    stock, fast = both(name, strict=True)
+    packed, padded = packed_and_padded(name)
+    mask = padded["attention_mask"].bool()
+    if head_of(name) == "ForQuestionAnswering":
+        stock = copy.deepcopy(fast)  # transformers gives padding a share of the softmax
+    expected, actual = stock.train()(**padded), fast.train()(**packed)
+    assert list(actual) == list(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], pack(value, mask), atol=1e-5, rtol=1e-5, msg=lambda m, key=key: key + m)
+    for output in (expected, actual):
+        (output.loss if "loss" in output else _sum(output, mask)).backward()
+    assert_gradients_close(fast, stock)
+
+
+def _sum(output: Any, mask: Tensor) -> Tensor:
+    """A loss of a base model's own: of valid tokens, and of what is pooled."""
+    pooled = output.get("pooler_output")
+    loss = pack(output.last_hidden_state, mask).square().sum()
+    return loss if pooled is None else loss + pooled.square().sum()
+
+
+@pytest.mark.parametrize("name", [name for name in IN_FULL if head_of(name) == "ForMultipleChoice"])
+def test_choices_equal_padded(name: str) -> None:
+    """A row of logits for each sequence."""
+    stock, fast = both(name, strict=True)
+    packed, padded = packed_and_padded(name)
+    del packed["labels"], padded["labels"]
+    expected = stock(**{key: t[:, None] for key, t in padded.items()}).logits
+    packed["input_ids"] = packed["input_ids"][:, None]
+    torch.testing.assert_close(fast(**packed).logits, expected, atol=1e-5, rtol=1e-5)
+    assert expected.shape == (len(LENGTHS), 1)
+
+
+@pytest.mark.parametrize("summary_type", ["first", "last", "mean"])
+def test_electras_summary_of_all_tokens_falls_back_where_it_reads_padding(summary_type: str) -> None:
+    name = "ElectraForMultipleChoice"
+    stock, fast = pair(name, config_of(name, summary_type=summary_type, **dropping(0.0)))
+    packed, padded = packed_and_padded(name)
+    fell_back = summary_type != "first"
+    inputs = {"input_ids": padded["input_ids"][:, None]}
+    for more in ({}, {"attention_mask": padded["attention_mask"][:, None]}):
+        expected, actual = (m(**inputs, **more).logits for m in (stock, fast))
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+        assert fastbert.report(fast).fallbacks.total() == (fell_back and bool(more))
+    packed["input_ids"] = packed["input_ids"][:, None]
+    if fell_back:
+        with pytest.raises(ValueError, match=r"packed batch .* must: the head reads padding"):
+            fast(**packed)
+
+
+def test_no_packed_batch_falls_back() -> None:
+    for name in BASES:
+        packed, _ = packed_and_padded(name)
+        with pytest.raises(ValueError, match=r"cu_seq_lens_q.*output_attentions"):
+            both(name)[1](**packed, output_attentions=True)
+
+
+PADDING = 1  # RoBERTa's padding id, in all its configurations
+
+
+def _ids() -> Tensor:
+    """Some of them are the padding id."""
+    ids = torch.randint(3, 99, (BATCH, LENGTH))
+    return torch.where(torch.rand(ids.shape) < 0.3, PADDING, ids)
+
+
+POSITIONS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "the padding id inside of texts": lambda: {"input_ids": _ids()},
+    "given": lambda: {"input_ids": _ids(), "position_ids": torch.randperm(LENGTH)[None] + 3},
+    "vectors": lambda: {"inputs_embeds": torch.randn(BATCH, LENGTH, 48)},
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("case", POSITIONS)
+@pytest.mark.parametrize("name", LIKE_ROBERTA)
+def test_positions(name: str, case: str, mask: str) -> None:
+    """Whatever is masked; a mask hides real tokens, and shows some that have the padding id."""
+    stock, fast = both(name)
+    inputs, keep = POSITIONS[case](), mask_named(mask)
+    if keep is not None:
+        inputs["attention_mask"] = keep
+    with torch.no_grad():
+        assert_outputs_equal(fast(**inputs), stock(**inputs), keep)
+
+
+@pytest.mark.parametrize("name", LIKE_ROBERTA)
+def test_positions_of_a_packed_batch(name: str) -> None:
+    """They begin anew with each sequence: as one sequence after the other in transformers."""
+    stock, fast = both(name, strict=True)
+    ids = [_ids()[0, :n] for n in LENGTHS]
+    packed, _ = packed_and_padded(name)
+    actual = fast(**packed | {"input_ids": torch.cat(ids)[None]}).last_hidden_state[0]
+    expected = torch.cat([stock(one[None]).last_hidden_state[0] for one in ids])
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    vectors = torch.randn(1, sum(LENGTHS), 48)
+    del packed["input_ids"]
+    actual = fast(inputs_embeds=vectors, **packed).last_hidden_state[0]
+    expected = torch.cat([stock(inputs_embeds=one).last_hidden_state[0] for one in vectors.split(LENGTHS, 1)])
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_positions_behind_another_padding_id(padding: int) -> None:
+    stock, fast = pair("RobertaForMaskedLM", config_of("RobertaForMaskedLM", pad_token_id=padding))
+    inputs = {"input_ids": _ids() * (padding or 1), "attention_mask": mask_named("left")}
+    inputs["input_ids"] %= 100
+    with torch.no_grad():
+        assert_outputs_equal(fast(**inputs), stock(**inputs), inputs["attention_mask"])
