@@ -12,30 +12,14 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 import fastbert
 import fastbert.patching  # takes down methods as they are written, before a test replaces one
-from fastbert.families import CLASSES as FAST
+from tests.families import without_cache
+from tests.models import labels_for
+from tests.touched_classes import tiny
 from tests.touches import KINDS, Seen
 
-CLASSES = tuple(kind.__name__ for kind in FAST if issubclass(kind, PreTrainedModel))  # of all families
-BERTS = tuple(name for name in CLASSES if name.startswith("Bert"))
-OTHERS = (  # in which every module of the other families' own stands
-    "RobertaForMaskedLM",
-    "RobertaForSequenceClassification",
-    "ErnieForNextSentencePrediction",
-    "ElectraForCausalLM",
-    "ElectraForPreTraining",
-    "ElectraForMultipleChoice",
-    "AlbertForMaskedLM",
-    "AlbertForPreTraining",
-    "DistilBertForMaskedLM",
-    "DistilBertForQuestionAnswering",
-    "DistilBertForSequenceClassification",
-    "RobertaPreLayerNormForMaskedLM",
-    "XLMRobertaXLForCausalLM",
-)
 PHASES = {"evaluation": False, "training": True}
 TOLERANCE = 2e-5
 
@@ -114,7 +98,7 @@ class Stand:
             rows[0] = {key: t for key, t in rows[0].items() if not key.startswith("hidden_states")}
         yield from _apart(*rows, scale=1.0)
         all_gradients = [*expected.gradients.values(), *self.untouched[True].gradients.values()]
-        largest = max(_largest(g) for g in all_gradients if g is not None)
+        largest = max(0.01, *(_largest(g) for g in all_gradients if g is not None))  # of choices, they almost cancel
         wrong = list(_apart(actual.gradients, expected.gradients, scale=largest))
         if wrong:
             yield f"{len(wrong)} of {len(expected.gradients)} gradients: {wrong[0]}"
@@ -135,68 +119,6 @@ class _Part:
         state.update(self.state)
         for key, container in self.containers.items():
             state[key] = container.copy()
-
-
-def tiny(name: str) -> PretrainedConfig:
-    """Of a class, without dropout."""
-    of: Any = getattr(transformers, name)
-    sizes = {
-        "vocab_size": 20,
-        "hidden_size": 8,
-        "embedding_size": 6,
-        "num_hidden_layers": 2 if name.endswith("MaskedLM") else 1,  # in its training the last one is another
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "max_position_embeddings": 8,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 0.01,
-        "is_decoder": is_causal(name),
-        "use_task_id": True,
-        "num_labels": 2 if name.endswith(("QuestionAnswering", "AlbertForPreTraining")) else 3,
-    }
-    if name.startswith("DistilBert"):
-        sizes |= {"dim": 8, "hidden_dim": 16, "n_layers": sizes["num_hidden_layers"], "n_heads": 2}
-    if name.startswith("Albert"):  # one layer runs twice; or two groups of two
-        sizes |= {"num_hidden_layers": 2} | dict.fromkeys(
-            ("num_hidden_groups", "inner_group_num"), 2 if name.endswith("PreTraining") else 1
-        )
-    known = {"num_labels", *inspect.signature(of.config_class).parameters}
-    config = of.config_class(**{key: value for key, value in sizes.items() if key in known})
-    for key, value in config.to_dict().items():
-        if "dropout" in key and value:
-            setattr(config, key, 0.0)
-    return config
-
-
-@functools.cache
-def own_paths(name: str) -> list[str]:
-    """Modules of one of OTHERS whose role, or whose place in another role, neither BERT has nor one before it."""
-    before = [*BERTS, *OTHERS[: OTHERS.index(name)]]
-    known = {part for other in before for part in _roles(other).values()}
-    first = {part: path for path, part in reversed(_roles(name).items()) if part not in known}
-    return [*reversed(first.values())]
-
-
-@functools.cache
-def _roles(name: str) -> dict[str, tuple[type, str, type]]:
-    """By a module's path: the role of what it is in, its name there, and its own; PyTorch's class where it has none."""
-    with torch.device("meta"):
-        model = getattr(transformers, name)(tiny(name))
-
-    def role(module: nn.Module) -> type:
-        fast = FAST.get(type(module))
-        return type(module) if fast is None else fast.__mro__[1]
-
-    base = model.base_model_prefix
-    splits = {path: path.rpartition(".") for path, _ in model.named_modules()}
-    return {
-        path: (role(model.get_submodule(parent)), re.sub(rf"^({base}|\d+)$", "", last), role(model.get_submodule(path)))
-        for path, (parent, _, last) in splits.items()
-    }
-
-
-def is_causal(name: str) -> bool:
-    return name.endswith(("CausalLM", "LMHeadModel"))
 
 
 @functools.cache
@@ -220,35 +142,15 @@ def _batch(name: str, training: bool) -> tuple[dict[str, Any], Tensor]:
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": valid}
     taken = inspect.signature(getattr(transformers, name).forward).parameters
     if training:
-        inputs.update(_labels(name, ids, valid))
+        inputs |= labels_for(name, ids, valid.bool())
+        if name.endswith("QuestionAnswering"):
+            inputs |= {"start_positions": torch.tensor([1, 0]), "end_positions": torch.tensor([2, 1])}
     else:
         more: dict[str, Any] = {"token_type_ids": types}
         more |= {"task_type_ids": types + 1} if types.ndim == 2 else {}  # transformers takes none of several choices
-        more |= {"use_cache": False} if is_causal(name) else {}
-        inputs.update({key: value for key, value in more.items() if key in taken})
-        inputs["output_hidden_states"] = True
+        inputs |= {key: value for key, value in more.items() if key in taken}
+        inputs |= {"output_hidden_states": True, **without_cache(name)}
     return inputs, valid.flatten(0, -2).bool()
-
-
-def _labels(name: str, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    of_rows = torch.tensor([1, 0])
-    head = name.rpartition("For")[2]
-    if name == "ElectraForPreTraining":
-        return {"labels": ids % 2}
-    if head in ("MaskedLM", "PreTraining"):
-        chosen = valid.bool() & torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 1, 1]]).bool()
-        labels = {"labels": torch.where(chosen, ids, -100)}
-        of_pair = "sentence_order_label" if name.startswith("Albert") else "next_sentence_label"
-        return labels | ({of_pair: of_rows} if head == "PreTraining" else {})
-    if is_causal(name):
-        return {"labels": torch.where(valid.bool(), ids, -100)}
-    if head.endswith("Model"):
-        return {}
-    if head == "QuestionAnswering":
-        return {"start_positions": of_rows, "end_positions": of_rows + 1}
-    if head == "TokenClassification":
-        return {"labels": torch.where(valid.bool(), ids % 3, -100)}
-    return {"labels": of_rows}
 
 
 def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:

@@ -84,7 +84,7 @@ def test_electras_summary_of_all_tokens_falls_back_where_it_reads_padding(summar
         assert fastbert.report(fast).fallbacks.total() == (fell_back and bool(more))
     packed["input_ids"] = packed["input_ids"][:, None]
     if fell_back:
-        with pytest.raises(ValueError, match=r"packed batch .* must: the head reads padding"):
+        with pytest.raises(ValueError, match=r"packed batch .* must: sequence_summary reads padding"):
             fast(**packed)
 
 

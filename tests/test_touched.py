@@ -18,22 +18,8 @@ import torch
 
 import fastbert
 from tests.optional import needs
-from tests.side_by_side import (
-    BERTS,
-    CLASSES,
-    OTHERS,
-    PHASES,
-    Case,
-    Result,
-    Stand,
-    Wrong,
-    in_a_line,
-    is_named,
-    message,
-    own_paths,
-    phase,
-    stand,
-)
+from tests.side_by_side import PHASES, Case, Result, Stand, Wrong, in_a_line, is_named, message, phase, stand
+from tests.touched_classes import BERTS, CLASSES, OTHERS, own_paths
 from tests.touches import EVERYWHERE, KINDS, Seen, Undo, hooked_everywhere, methods, patched_class
 
 WHOLE = os.environ.get("FASTBERT_WHOLE_MATRIX") == "1"

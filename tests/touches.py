@@ -324,6 +324,6 @@ KINDS = {
     "another module": Kind(_replacements, _replaced),
     "parametrisation": Kind(_own_parameters, _parametrised),
     "weight norm": Kind(_has_weight, _weight_norm),
-    "accelerate's hook": Kind(_once, _accelerate),
+    "accelerate's hook": Kind(lambda model, path: [""] if accelerate_hooks else [], _accelerate),
     "attribute": Kind(_attributes, _attribute),
 }
