@@ -33,7 +33,7 @@ pretrain-demo: install  ## a tiny BERT learns from the fables that come with fas
 	$(BIN)/fastbert plot .out/pretrain-demo/run
 
 test: install  ## all tests; then the kernels' again, on the kernels, interpreted
-	@echo "$(WORKERS) processes; on two cores all tests take about 5 minutes, and the kernels' tests, interpreted, 2 more"
+	@echo "$(WORKERS) processes; on two cores all tests take about ten minutes, and the kernels' tests, interpreted, 2 more"
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) -m 'kernel and not plain' tests
 
