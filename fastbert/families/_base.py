@@ -131,13 +131,10 @@ def fast_class(kind: type) -> type | None:
     return _subclasses.fast(kind, CLASSES)
 
 
-def families() -> dict[str, list[str]]:
-    """The models that fastbert knows, by transformers' name for their family."""
-    found: dict[str, list[str]] = {}
-    for stock in sorted(CLASSES, key=lambda kind: kind.__name__):
-        if issubclass(stock, PreTrainedModel) and stock.config_class is not None:
-            found.setdefault(stock.config_class.model_type, []).append(stock.__name__)
-    return found
+def model_types() -> list[str]:
+    """The families that fastbert knows, by transformers' name for each."""
+    configs = (stock.config_class for stock in CLASSES if issubclass(stock, PreTrainedModel))
+    return sorted({config.model_type for config in configs if config is not None})
 
 
 def is_fast(kind: type) -> bool:

@@ -230,10 +230,10 @@ def prepare(
     given_BL = position_ids if counted_BL is None else counted_BL
     inputs = _pack(packing, (B, L), input_ids, token_type_ids, given_BL, inputs_embeds, limits)
     if limits.task_type_vocab_size is not None:
-        task_ids_T = inputs.input_ids.new_zeros(inputs.input_ids.shape)
-        inputs = replace(
-            inputs, task_type_ids=task_ids_T if task_type_ids is None else packing.pack(task_type_ids).long()
-        )
+        if task_type_ids is None:
+            inputs = replace(inputs, task_type_ids=torch.zeros_like(inputs.input_ids))
+        else:
+            inputs = replace(inputs, task_type_ids=packing.pack(task_type_ids).long())
     inputs = replace(inputs, padding_mask=padding_mask)
     if on_padding:
         inputs = replace(inputs, labels_on_padding=True)

@@ -127,58 +127,57 @@ class Embeddings(Packed):
         return [("embedding sum + LayerNorm + dropout", str(touches[0]) if touches else None)]
 
 
-def why_no_kernel(attention: Any) -> str | None:
-    """What transformers reads of a self-attention and the kernels cannot have otherwise."""
-    if bool(attention.is_causal) != bool(getattr(attention.config, "is_decoder", False)):
-        return "it was not built with config.is_decoder as it is now"
-    if attention.attention_head_size > functional.MAX_HEAD_DIM:
-        return f"a head of {attention.attention_head_size} features, more than {functional.MAX_HEAD_DIM}"
-    return None
+class Attends(Packed):
+    """What all self-attentions share, whatever their parts are called."""
+
+    facts = ("is_causal", "attention_head_size")
+
+    def _attend(
+        self,
+        projections: tuple[nn.Module, nn.Module, nn.Module],
+        dropout: nn.Module,
+        hidden_TN: Tensor,
+        run: Run,
+        stream: int,
+    ) -> Tensor:
+        """The context of all heads, side by side, from the projections to query, key and value.
+
+        Where padding is computed, the attention is the one of transformers' that the model goes by.
+        """
+        head_dim, dropout_p = self.attention_head_size, cast(float, dropout.p) if self.training else 0.0
+        if run.mask is None:
+            return encoder.self_attention(
+                hidden_TN, *projections, head_dim, run, stream, scale=self.scaling, dropout_p=dropout_p
+            )
+        shape = (*run.packing.shape, -1, head_dim)
+        q, k, v = (projection(hidden_TN).view(shape).transpose(1, 2) for projection in projections)
+        eager = sys.modules[stock_of(self).__module__].eager_attention_forward
+        of_transformers = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
+        context, _ = of_transformers(self, q, k, v, run.mask, dropout=dropout_p, scaling=self.scaling)
+        return cast(Tensor, context.reshape(hidden_TN.shape[0], -1))
+
+    def why_changed(self) -> str | None:
+        """What transformers reads of this module and the kernels cannot have otherwise."""
+        if bool(self.is_causal) != bool(getattr(self.config, "is_decoder", False)):
+            return "it was not built with config.is_decoder as it is now"
+        if self.attention_head_size > functional.MAX_HEAD_DIM:
+            return f"a head of {self.attention_head_size} features, more than {functional.MAX_HEAD_DIM}"
+        return None
+
+    def fusions(self) -> Fusions:
+        return [("packed attention", self.why_changed())]
 
 
-def attend(
-    attention: Any,
-    projections: tuple[nn.Module, nn.Module, nn.Module],
-    hidden_states: Tensor,
-    run: Run,
-    stream: int,
-    dropout: nn.Module,
-) -> Tensor:
-    """What a self-attention of these projections and this dropout makes of packed hidden states, side by side.
-
-    Where padding is computed, the attention is the one of transformers' that the model goes by.
-    """
-    head_dim, dropout_p = attention.attention_head_size, cast(float, dropout.p) if attention.training else 0.0
-    if run.mask is None:
-        return encoder.self_attention(
-            hidden_states, *projections, head_dim, run, stream, scale=attention.scaling, dropout_p=dropout_p
-        )
-    shape = (*run.packing.shape, -1, head_dim)
-    q, k, v = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
-    eager = sys.modules[stock_of(attention).__module__].eager_attention_forward
-    of_transformers = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
-    context, _ = of_transformers(attention, q, k, v, run.mask, dropout=dropout_p, scaling=attention.scaling)
-    return cast(Tensor, context.reshape(hidden_states.shape[0], -1))
-
-
-class SelfAttention(Packed):
+class SelfAttention(Attends):
     parts: ClassVar[Parts] = {
         "query": touched.linear,
         "key": touched.linear,
         "value": touched.linear,
         "dropout": touched.dropout_rate,
     }
-    facts = ("is_causal", "attention_head_size")
 
     def _packed(self, hidden_TN: Tensor, run: Run, stream: int) -> Tensor:
-        return attend(self, (self.query, self.key, self.value), hidden_TN, run, stream, self.dropout)
-
-    def why_changed(self) -> str | None:
-        """What transformers reads of this module and the kernels cannot have otherwise."""
-        return why_no_kernel(self)
-
-    def fusions(self) -> Fusions:
-        return [("packed attention", self.why_changed())]
+        return self._attend((self.query, self.key, self.value), self.dropout, hidden_TN, run, stream)
 
     def products(self) -> list[Product]:
         return joined(self.query, self.key, self.value)
@@ -266,7 +265,7 @@ class Encoded(BaseModelOutputWithPastAndCrossAttentions):
 
 
 class Encoder(Packed):
-    """All layers. Another family's says in `layers` which they are, and in `begin` and `finish` what is around them."""
+    """All layers. A family's own says in `_layers` which they are, in `_begin` and `_finish` what is around them."""
 
     parts: ClassVar[Parts] = {"layer": Each(container(Layer))}
     _replays: ClassVar[bool] = True  # a layer that runs again, for other rows, drops the same elements
@@ -288,7 +287,7 @@ class Encoder(Packed):
         return hidden_TN
 
     def _finishers(self) -> tuple[nn.Module, ...]:
-        """The modules that `finish` reads."""
+        """The modules that `_finish` reads."""
         return ()
 
     def _packed(

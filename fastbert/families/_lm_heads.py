@@ -30,11 +30,7 @@ def transform(
     hidden_states: Tensor, dense: nn.Module, activation: nn.Module, norm: nn.Module, called: Set[nn.Module]
 ) -> Tensor:
     """LayerNorm(activation(dense(x))), before the product with the vocabulary. called: leaves that are not read."""
-    hidden_states = encoder.linear_activation(hidden_states, dense, activation, called)
-    if norm in called:
-        return cast(Tensor, norm(hidden_states))
-    norm = cast(nn.LayerNorm, norm)
-    return functional.layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
+    return encoder.normalise(encoder.linear_activation(hidden_states, dense, activation, called), norm, called)
 
 
 def predict(
@@ -291,7 +287,7 @@ class PreTraining(LMHead):
     """Masked LM, and a pair of sentences: does the second follow the first?
 
     Attributes:
-        pair_label, pair_logits: what transformers calls the second's label, and its logits.
+        _pair_label, _pair_logits: what transformers calls the second's label, and its logits.
     """
 
     _pair_label: ClassVar[str] = "next_sentence_label"

@@ -44,9 +44,9 @@ class BaseModel(ModelRole):
     """Embeddings, an encoder, perhaps a pooler. Another family's says which they are, where it calls them otherwise.
 
     Attributes:
-        output: what transformers returns.
-        embeddings_take: arguments of the embeddings' forward.
-        stack_path: the encoder's name.
+        _output: what transformers returns.
+        _embeddings_take: arguments of the embeddings' forward.
+        _stack_path: the encoder's name.
     """
 
     parts: ClassVar[Parts] = {
@@ -293,7 +293,7 @@ class BaseModel(ModelRole):
     def _device(self) -> torch.device:
         """Where the model lies; a replica of DataParallel's has its weights as mere attributes."""
         parameter = next(self.parameters(), None)
-        return cast(torch.device, (self.embeddings.LayerNorm.weight if parameter is None else parameter).device)
+        return cast(torch.device, (self.embeddings.word_embeddings.weight if parameter is None else parameter).device)
 
     def _limits(self) -> _inputs.Limits:
         size = getattr(self.config, "embedding_size", self.config.hidden_size)

@@ -43,7 +43,7 @@ class Attention(_layers.Attention):
     }
 
     def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
-        normalised = encoder.normalise(hidden_TN, getattr(self, self._norm), run)
+        normalised = encoder.normalise(hidden_TN, getattr(self, self._norm), run.called)
         context = self.self(normalised, run=run, stream=stream)
         context, hidden_TN = encoder.chosen(rows, context, hidden_TN)
         return cast(Tensor, self.output(context, hidden_TN, run=run))
@@ -55,7 +55,7 @@ class Intermediate(_layers.Intermediate):
     parts: ClassVar[Parts] = {**_layers.Intermediate.parts, "LayerNorm": touched.norm}
 
     def _packed(self, hidden_TN: Tensor, run: Run) -> Tensor:
-        return super()._packed(encoder.normalise(hidden_TN, self.LayerNorm, run), run)
+        return super()._packed(encoder.normalise(hidden_TN, self.LayerNorm, run.called), run)
 
 
 class Layer(_layers.Layer):

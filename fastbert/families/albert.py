@@ -18,7 +18,7 @@ from fastbert.families._layers import Fusions, Product, joined, product
 from fastbert.touched import Each, Parts, container
 
 
-class Attention(Packed):
+class Attention(_layers.Attends):
     parts: ClassVar[Parts] = {
         "query": touched.linear,
         "key": touched.linear,
@@ -28,22 +28,18 @@ class Attention(Packed):
         "output_dropout": touched.dropout,
         "LayerNorm": touched.norm,
     }
-    facts = ("is_causal", "attention_head_size")
 
     def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
         projections = self.query, self.key, self.value
-        context = _layers.attend(self, projections, hidden_TN, run, stream, self.attention_dropout)
+        context = self._attend(projections, self.attention_dropout, hidden_TN, run, stream)
         context, hidden_TN = encoder.chosen(rows, context, hidden_TN)
         return encoder.project_and_add(
             context, self.dense, self.output_dropout, self.LayerNorm, hidden_TN, run, stream + 1, rows
         )
 
-    def why_changed(self) -> str | None:
-        return _layers.why_no_kernel(self)
-
     def fusions(self) -> Fusions:
         norm = encoder.why_called(self.LayerNorm, touched.norm)
-        return [("packed attention", self.why_changed()), ("bias + dropout + residual + LayerNorm", norm)]
+        return [*super().fusions(), ("bias + dropout + residual + LayerNorm", norm)]
 
     def products(self) -> list[Product]:
         return [*joined(self.query, self.key, self.value), product(self.dense)]

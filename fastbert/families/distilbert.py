@@ -28,7 +28,7 @@ class Embeddings(_layers.Embeddings):
         return self._limits_of(0, size, device)
 
 
-class SelfAttention(Packed):
+class SelfAttention(_layers.Attends):
     parts: ClassVar[Parts] = {
         "q_lin": touched.linear,
         "k_lin": touched.linear,
@@ -36,20 +36,13 @@ class SelfAttention(Packed):
         "out_lin": touched.linear,
         "dropout": touched.dropout_rate,
     }
-    facts = ("is_causal", "attention_head_size")
 
     def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None, norm: nn.Module) -> Tensor:
         """The first half of a layer, which ends in this norm."""
         projections = self.q_lin, self.k_lin, self.v_lin
-        context = _layers.attend(self, projections, hidden_TN, run, stream, self.dropout)
+        context = self._attend(projections, self.dropout, hidden_TN, run, stream)
         context, hidden_TN = encoder.chosen(rows, context, hidden_TN)
         return encoder.project_and_add(context, self.out_lin, None, norm, hidden_TN, run, stream + 1, rows)
-
-    def why_changed(self) -> str | None:
-        return _layers.why_no_kernel(self)
-
-    def fusions(self) -> Fusions:
-        return [("packed attention", self.why_changed())]
 
     def products(self) -> list[Product]:
         return [*joined(self.q_lin, self.k_lin, self.v_lin), product(self.out_lin)]

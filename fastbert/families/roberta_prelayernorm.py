@@ -18,7 +18,7 @@ class BaseModel(_model.BaseModel):
     parts: ClassVar[Parts] = {**_model.BaseModel.parts, "LayerNorm": touched.norm}
 
     def _finish(self, hidden_TN: Tensor, run: Run) -> Tensor:
-        return encoder.normalise(hidden_TN, self.LayerNorm, run)
+        return encoder.normalise(hidden_TN, self.LayerNorm, run.called)
 
     def _finishers(self) -> tuple[nn.Module, ...]:
         return tuple(self.LayerNorm.modules())

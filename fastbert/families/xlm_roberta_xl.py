@@ -45,7 +45,7 @@ class Layer(_prenorm.Layer):
     parts: ClassVar[Parts] = {**_prenorm.Layer.parts, "LayerNorm": touched.norm}
 
     def _before(self, attended_TN: Tensor, run: Run) -> Tensor:
-        return encoder.normalise(attended_TN, self.LayerNorm, run)
+        return encoder.normalise(attended_TN, self.LayerNorm, run.called)
 
 
 class Encoder(_prenorm.Encoder):
@@ -54,7 +54,7 @@ class Encoder(_prenorm.Encoder):
     parts: ClassVar[Parts] = {"layer": Each(container(Layer)), "LayerNorm": touched.norm}
 
     def _finish(self, hidden_TN: Tensor, run: Run) -> Tensor:
-        return encoder.normalise(hidden_TN, self.LayerNorm, run)
+        return encoder.normalise(hidden_TN, self.LayerNorm, run.called)
 
     def _finishers(self) -> tuple[nn.Module, ...]:
         return tuple(self.LayerNorm.modules())
