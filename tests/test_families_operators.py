@@ -66,7 +66,7 @@ EXTRAS: dict[str, list[dict[str, int]]] = {
     "AlbertModel": [{}, {"add": 16}, {"addmm": 1}, {"mm": 2, "sum": 1}],  # gradients of shared weights; the projection
     "DistilBertModel": [{}, {}, {"new_zeros": 1}, {}],  # one token type, that adds nothing
     "ElectraModel": [{}, {}, {}, {"mm": 2, "sum": 1}],  # the projection; its forward is in a pooler's place
-    "ErnieModel": [{}, {}, {"new_zeros": 1, "aminmax": 1}, {}],  # task types
+    "ErnieModel": [{}, {}, {"zeros_like": 1, "aminmax": 1}, {}],  # task types, zeros where none are given
     "RobertaModel": [{}, {}, COUNTED, UNPADDED],
     "RobertaPreLayerNormModel": [
         {**SUMS, **{key: 2 * n for key, n in DROPS.items()}},
