@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastbert.families._base import FellBack as FellBack
+    from fastbert.inference.embedder import Embedder as Embedder
     from fastbert.models import *  # noqa: F403
     from fastbert.patching import Report as Report
     from fastbert.patching import patch as patch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Embedder": "inference.embedder",
     "FellBack": "families._base",
     "Report": "patching",
     "patch": "patching",

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from fastbert.errors import InputError
-from fastbert.inference import Embedder, Tokens
+from fastbert.inference.embedder import Embedder
+from fastbert.inference.tokens import Tokens
 
 # But for the smallest, no word of a query is in the fable that answers it.
 QUERIES = (
@@ -123,7 +124,7 @@ def search(
         embedder: with normalize=True.  vectors: of the fables' texts, of length 1.
     """
     answers = []
-    for query, scores in zip(queries, embedder(queries) @ vectors.T, strict=True):
+    for query, scores in zip(queries, embedder.encode(queries) @ vectors.T, strict=True):
         best = np.argsort(-scores)[:top_k]
         answers.append(Answer(query, [(fables[i], float(scores[i])) for i in best]))
     return answers
@@ -158,7 +159,7 @@ def compare(
     """
     sides: dict[str, Callable[[npt.NDArray[np.int64]], torch.Tensor]] = {
         "stock": lambda rows: _stock_batch(fast, stock, tokens, rows),
-        "fast": lambda rows: fast.encode_batch(tokens, rows),
+        "fast": lambda rows: fast.encode_batch(fast.batch(tokens, rows)),
     }
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     timed: dict[str, list[float]] = {side: [] for side in sides}

@@ -25,7 +25,8 @@ from transformers.utils.generic import ModelOutput
 
 from fastbert.errors import InputError
 from fastbert.families import CLASSES
-from fastbert.inference import load_config, load_model, max_tokens, vocabulary_size
+from fastbert.families._base import max_tokens
+from fastbert.inference.loading import load_config, load_model, vocabulary_size
 from fastbert.patching import patch, report
 
 TOLERANCE = 1e-5
@@ -110,7 +111,7 @@ def load_architecture(name: str) -> PreTrainedModel:
     """A checkpoint as the class that its config names, heads included; else as its base model.
 
     Raises:
-        InputError: see `fastbert.inference.load_model`.
+        InputError: see `fastbert.inference.loading.load_model`.
     """
     known = {stock.__name__ for stock in CLASSES if issubclass(stock, PreTrainedModel)}
     named = [each for each in load_config(name).architectures or () if each in known]

@@ -17,9 +17,10 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import fastbert
-from fastbert import cli, inference, verify
+from fastbert import cli, verify
 from fastbert.commands import embed
 from fastbert.commands.texts import read_texts
+from fastbert.inference.embedder import Embedder
 from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -149,7 +150,7 @@ def test_embed_writes_a_row_for_each_line(run: Run, checkpoint: str, texts: Path
     assert is_one_line(err)
     vectors = np.load(output)
     assert vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors, inference.Embedder.from_pretrained(checkpoint)(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(vectors, Embedder.from_pretrained(checkpoint).encode(TEXTS), atol=1e-5)
     assert output.stat().st_mode & 0o777 == 0o666 & ~current_umask()
     assert sorted(os.listdir(tmp_path)) == ["texts.txt", "v.npy"]
 
@@ -166,7 +167,7 @@ def test_embed_reads_stdin(run: Run, checkpoint: str, tmp_path: Path, arguments:
     status, _, err = run("embed", checkpoint, *arguments, "-o", output, stdin=b"the cat\n\na dog")
     assert status == 0, err
     np.testing.assert_allclose(
-        np.load(output), inference.Embedder.from_pretrained(checkpoint)(["the cat", "", "a dog"]), atol=1e-5
+        np.load(output), Embedder.from_pretrained(checkpoint).encode(["the cat", "", "a dog"]), atol=1e-5
     )
 
 
@@ -175,7 +176,7 @@ def test_embed_reads_gzip_files(run: Run, checkpoint: str, tmp_path: Path) -> No
     packed.write_bytes(gzip.compress(b"the cat\r\n\r\na dog", 0))
     status, _, err = run("embed", checkpoint, packed, "-o", output)
     assert status == 0, err
-    expected = inference.Embedder.from_pretrained(checkpoint)(["the cat", "", "a dog"])
+    expected = Embedder.from_pretrained(checkpoint).encode(["the cat", "", "a dog"])
     np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
     output.unlink()
     packed.write_bytes(packed.read_bytes()[:-10])  # a row a line, or none
@@ -192,7 +193,7 @@ def test_embed_passes_its_options_on(run: Run, checkpoint: str, texts: Path, tmp
     status, _, err = run("embed", checkpoint, texts, "-o", output, *options)
     assert status == 0, err
     assert "at the limit of 5 tokens" in err
-    exact = inference.Embedder.from_pretrained(checkpoint, pool="cls", normalize=True, max_length=5)(TEXTS)
+    exact = Embedder.from_pretrained(checkpoint, pool="cls", normalize=True, max_length=5).encode(TEXTS)
     np.testing.assert_allclose(np.load(output), exact, atol=0.05)
 
 
@@ -389,7 +390,7 @@ def test_a_fault_of_ours_keeps_its_traceback(
     def fault(*_: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(inference.Embedder, "encode", fault)
+    monkeypatch.setattr(Embedder, "encode_tokens", fault)
     with pytest.raises(ValueError, match="a bug"):
         run("embed", checkpoint, texts, "-o", tmp_path / "v.npy")
     assert os.listdir(tmp_path) == ["texts.txt"]

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from transformers import AutoModel
 from typer.testing import CliRunner
 
-from fastbert import cli, demo, inference
+from fastbert import cli, demo
 from fastbert.commands import demo as command
 from fastbert.errors import InputError
+from fastbert.inference.embedder import Embedder
+from fastbert.inference.loading import load_model
 from tests.checkpoints import minilm, tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,8 +76,8 @@ def test_turns_that_differ_make_none() -> None:
 
 
 def test_both_sides_are_timed_on_the_same_batches(checkpoint: str) -> None:
-    fast = inference.Embedder.from_pretrained(checkpoint, normalize=True)
-    stock = inference.load_model(inference.AutoModel, checkpoint)
+    fast = Embedder.from_pretrained(checkpoint, normalize=True)
+    stock = load_model(AutoModel, checkpoint)
     tokens = fast.tokenize(["the cat sat", "a dog", "the big red birds sang", "dogs"] * 10)
     batches = demo.sample(tokens, every=4)
     assert [len(rows) for rows in batches] == [8, 2]
@@ -96,9 +99,9 @@ def test_texts_are_cut_where_the_encoder_was_trained_to(checkpoint: str, tmp_pat
 
 
 def test_it_finds_the_fables() -> None:
-    embedder = inference.Embedder.from_pretrained(minilm(), normalize=True, max_length=256)
+    embedder = Embedder.from_pretrained(minilm(), normalize=True, max_length=256)
     fables = demo.load_fables()
-    vectors = embedder([fable.text for fable in fables])
+    vectors = embedder.encode([fable.text for fable in fables])
     best = [answer.hits[0][0] for answer in demo.search(embedder, fables, vectors)]
     assert [fable.title for fable in best] == list(ANSWERS)
 

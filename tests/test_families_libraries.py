@@ -11,7 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import fastbert
-from fastbert.inference import Embedder, fill_mask, load_model
+from fastbert.inference.embedder import Embedder
+from fastbert.inference.loading import load_model
+from fastbert.inference.masks import fill_mask
 from tests.curves import losses
 from tests.families import both, dropping
 from tests.models import assert_gradients_close, batch, config_of, mask_named
@@ -121,7 +123,7 @@ def test_vectors_and_masks(family: str, tokenizer: PreTrainedTokenizerFast, tmp_
     stock = load_model(transformers.AutoModel, str(tmp_path))
     with torch.no_grad():
         expected = (stock(**inputs).last_hidden_state * keep).sum(1) / keep.sum(1)
-    actual = Embedder.from_pretrained(str(tmp_path))(texts)
+    actual = Embedder.from_pretrained(str(tmp_path)).encode(texts)
     torch.testing.assert_close(torch.from_numpy(actual), expected, atol=1e-5, rtol=0)
 
     call = transformers.pipeline("fill-mask", model=str(tmp_path), tokenizer=tokenizer, device="cpu")

@@ -6,11 +6,11 @@ import huggingface_hub
 import pytest
 import transformers
 
-from fastbert import inference
 from fastbert.data import vocabulary
 from fastbert.errors import InputError
+from fastbert.inference import loading
 
-LOADERS = [inference.load_config, inference.load_tokenizer, vocabulary.load_tokenizer]
+LOADERS = [loading.load_config, loading.load_tokenizer, vocabulary.load_tokenizer]
 
 
 @pytest.fixture

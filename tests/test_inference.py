@@ -11,7 +11,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipelin
 
 import fastbert
 from fastbert.errors import InputError
-from fastbert.inference import Embedder, fill_mask, load_model, load_tokenizer
+from fastbert.inference.embedder import Embedder
+from fastbert.inference.loading import load_model, load_tokenizer
+from fastbert.inference.masks import fill_mask
 from tests.checkpoints import TEXTS, minilm, tiny_checkpoint
 
 
@@ -37,7 +39,7 @@ def stock_vectors(checkpoint: str, texts: list[str], pool: str) -> npt.NDArray[n
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("batch_tokens", [1, 10, 16384])
 def test_vectors_are_transformers_in_the_order_of_the_texts(checkpoint: str, pool: str, batch_tokens: int) -> None:
-    actual = Embedder.from_pretrained(checkpoint, pool=pool, batch_tokens=batch_tokens)(TEXTS)
+    actual = Embedder.from_pretrained(checkpoint, pool=pool, batch_tokens=batch_tokens).encode(TEXTS)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, stock_vectors(checkpoint, TEXTS, pool), atol=1e-5, rtol=0)
 
@@ -46,18 +48,20 @@ def test_vectors_of_a_real_encoder_are_transformers() -> None:
     model = minilm()
     texts = ["A fox could not reach the grapes.", "", "Paris", "He said nothing, and walked on. " * 20]
     np.testing.assert_allclose(
-        Embedder.from_pretrained(model)(texts), stock_vectors(model, texts, "mean"), atol=1e-5, rtol=0
+        Embedder.from_pretrained(model).encode(texts), stock_vectors(model, texts, "mean"), atol=1e-5, rtol=0
     )
 
 
 def test_kernels_are_compiled_for_the_lengths_that_come(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("fastbert.inference.warm_up", lambda model, *, max_length: asked.append((model, max_length)))
+    monkeypatch.setattr(
+        "fastbert.inference.engine.warm_up", lambda model, *, max_length: asked.append((model, max_length))
+    )
     embedder = Embedder.from_pretrained(checkpoint)
     for words, longest in ((1, [4]), (2, [4]), (15, [4, 32]), (10, [4, 32]), (100, [4, 32, 48]), (200, [4, 32, 48])):
-        embedder(["dog", "dog " * words])
+        embedder.encode(["dog", "dog " * words])
         assert asked == [(embedder.model, max_length) for max_length in longest]
-    embedder([])
+    embedder.encode([])
     assert len(asked) == 3
 
 
@@ -73,7 +77,7 @@ def test_nothing_is_padded_and_every_text_is_in_one_batch(checkpoint: str, monke
     monkeypatch.setattr(embedder.model, "forward", spy)
     tokens = embedder.tokenize(TEXTS)
     done: list[int] = []
-    embedder.encode(tokens, done.append)
+    embedder.encode_tokens(tokens, done.append)
     sizes = [call["input_ids"].shape for call in calls]
     assert sum(T for _, T in sizes) == tokens.lengths.sum()
     assert all(B == 1 and T <= 20 for B, T in sizes)
@@ -83,20 +87,20 @@ def test_nothing_is_padded_and_every_text_is_in_one_batch(checkpoint: str, monke
 
 
 def test_normalized_vectors_have_length_one(checkpoint: str) -> None:
-    vectors = Embedder.from_pretrained(checkpoint, normalize=True)(TEXTS)
+    vectors = Embedder.from_pretrained(checkpoint, normalize=True).encode(TEXTS)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-6)
 
 
 def test_long_texts_are_cut_as_transformers_cuts_them(checkpoint: str) -> None:
     long = ["the cat " * 100]
     np.testing.assert_allclose(
-        Embedder.from_pretrained(checkpoint)(long), stock_vectors(checkpoint, long, "mean"), atol=1e-5, rtol=0
+        Embedder.from_pretrained(checkpoint).encode(long), stock_vectors(checkpoint, long, "mean"), atol=1e-5, rtol=0
     )
     assert Embedder.from_pretrained(checkpoint, max_length=7).tokenize(long).lengths.tolist() == [7]
 
 
 def test_no_texts_give_no_rows(checkpoint: str) -> None:
-    assert Embedder.from_pretrained(checkpoint)([]).shape == (0, 32)
+    assert Embedder.from_pretrained(checkpoint).encode([]).shape == (0, 32)
 
 
 def test_many_texts_are_tokenised_in_chunks(checkpoint: str) -> None:
@@ -129,7 +133,7 @@ def test_another_models_tokenizer_is_refused(checkpoint: str, tmp_path: Path) ->
     tokenizer.add_tokens(["zebra"])
     embedder = Embedder(Embedder.from_pretrained(checkpoint).model, tokenizer)
     with pytest.raises(InputError, match="vocabulary of 24"):
-        embedder(["zebra"])
+        embedder.encode(["zebra"])
 
 
 def test_a_model_without_a_pooler_loads(checkpoint: str, tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def test_a_model_without_a_pooler_loads(checkpoint: str, tmp_path: Path) -> None
     shutil.copy(Path(checkpoint) / "tokenizer.json", tmp_path)
     shutil.copy(Path(checkpoint) / "tokenizer_config.json", tmp_path)
     np.testing.assert_array_equal(
-        Embedder.from_pretrained(str(tmp_path))(TEXTS), Embedder.from_pretrained(checkpoint)(TEXTS)
+        Embedder.from_pretrained(str(tmp_path)).encode(TEXTS), Embedder.from_pretrained(checkpoint).encode(TEXTS)
     )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, GPT2Config, GPT2Model, PreTrainedModel
 import fastbert
 from fastbert import functional, verify
 from fastbert.errors import InputError
-from fastbert.inference import load_model
+from fastbert.inference.loading import load_model
 from tests.checkpoints import tiny_checkpoint
 from tests.models import HEADS, config_of, pair, shared
 

@@ -33,7 +33,9 @@ def demo(
     from transformers import AutoModel
 
     from fastbert import demo
-    from fastbert.inference import Embedder, load_model, load_tokenizer, max_tokens
+    from fastbert.families._base import max_tokens
+    from fastbert.inference.embedder import Embedder
+    from fastbert.inference.loading import load_model, load_tokenizer
     from fastbert.patching import patch
 
     target = torch_device(device)
@@ -46,7 +48,7 @@ def demo(
     start = time.perf_counter()
     tokens = fast.tokenize([fable.text for fable in fables])
     with progress("reading", len(tokens.ids), "tokens") as advance:
-        vectors = fast.encode(tokens, advance)
+        vectors = fast.encode_tokens(tokens, advance)
     seconds = time.perf_counter() - start
     console = Console(highlight=False)
     console.print(Text(f"{model or 'all-MiniLM-L6-v2'} on {where(target)}, {dtype.value}", style="bold"))

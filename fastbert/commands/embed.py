@@ -38,7 +38,7 @@ def embed(
     device: DeviceOption = None,
 ) -> None:
     """Vectors of texts, a row for each line, empty lines too."""
-    from fastbert.inference import Embedder
+    from fastbert.inference.embedder import Embedder
 
     with _written_at_once(output) as save:
         lines = read_texts(texts)
@@ -56,7 +56,7 @@ def embed(
             tokens = embedder.tokenize(lines, advance)
         warn_of_tokenizer(tokens, model)
         with progress("embedding", len(tokens.ids), "tokens") as advance:
-            vectors = embedder.encode(tokens, advance)
+            vectors = embedder.encode_tokens(tokens, advance)
         seconds = time.perf_counter() - start
         save(vectors)
     cut = int((tokens.lengths == embedder.max_length).sum())

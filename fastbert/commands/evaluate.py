@@ -50,7 +50,7 @@ def evaluate(
     import torch
 
     from fastbert.data.store import HELD_OUT, Store
-    from fastbert.inference import max_tokens
+    from fastbert.families._base import max_tokens
     from fastbert.training.evaluation import Evaluation, evaluated_length, has_held_out
     from fastbert.training.models import of_run, to_evaluate
 

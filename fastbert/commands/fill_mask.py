@@ -23,7 +23,9 @@ def fill_mask_command(
     """The likeliest tokens for each [MASK] in a text."""
     from transformers import AutoModelForMaskedLM
 
-    from fastbert.inference import Embedder, fill_mask, load_model, load_tokenizer
+    from fastbert.inference.embedder import Embedder
+    from fastbert.inference.loading import load_model, load_tokenizer
+    from fastbert.inference.masks import fill_mask
     from fastbert.patching import patch
 
     loaded = load_model(AutoModelForMaskedLM, model, may_miss=())

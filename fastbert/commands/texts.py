@@ -10,7 +10,7 @@ from fastbert.errors import InputError
 from fastbert.terminal import note
 
 if TYPE_CHECKING:
-    from fastbert.inference import Tokens
+    from fastbert.inference.tokens import Tokens
 
 _MANY_UNKNOWN = 0.25
 

@@ -36,7 +36,8 @@ def verify_command(
     transformers or as close to float64 as transformers is; bf16 and fp16 at most twice as far from float64 as
     transformers is, and one rounding. Exit status 1 where that does not hold.
     """
-    from fastbert.inference import load_tokenizer, max_tokens
+    from fastbert.families._base import max_tokens
+    from fastbert.inference.loading import load_tokenizer
     from fastbert.verify import MASKS, load_architecture, verify
 
     lines = None if text is None else read_texts(text)

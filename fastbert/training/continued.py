@@ -5,7 +5,7 @@ from typing import Any
 
 from fastbert.data.pretraining import Sampling
 from fastbert.data.store import Store
-from fastbert.inference import load_config
+from fastbert.inference.loading import load_config
 from fastbert.training.models import has_next_sentence_head
 from fastbert.training.summary import tokens_a_step
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 import fastbert
 from fastbert.data.store import Store, read_json
 from fastbert.errors import InputError
-from fastbert.inference import load_config as load_checkpoint_config
-from fastbert.inference import load_tokenizer, load_weights
+from fastbert.inference.loading import load_config as load_checkpoint_config
+from fastbert.inference.loading import load_tokenizer, load_weights
 from fastbert.training import checkpoints, files
 from fastbert.training.recipe import Recipe, check_config, load_config
 

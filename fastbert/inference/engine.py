@@ -1,0 +1,152 @@
+"""What all engines share: a model that runs packed, its tokenizer, and batches by a token budget.
+
+Dimension key:  B texts   T packed tokens   N hidden size
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fastbert.errors import InputError
+from fastbert.families._base import max_tokens
+from fastbert.inference.loading import vocabulary_size
+from fastbert.inference.tokens import Tokens, by_budget
+from fastbert.warmup import warm_up
+
+_CHUNK = 1024  # texts tokenised between two reports of progress
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # a larger batch leaves a CPU's cache
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some texts, packed, on the model's device.
+
+    Attributes:
+        rows: (B,) which texts.  lengths: (B,) int64, their tokens, on the host.
+        input_ids: (1, T) int32.  token_type_ids: (1, T), or None where all are 0.
+        cu_seqlens: (B + 1,) int32, where each text begins, and T.
+    """
+
+    rows: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    input_ids: Tensor
+    token_type_ids: Tensor | None
+    cu_seqlens: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    def inputs(self) -> dict[str, Any]:
+        """What a model of fastbert's takes."""
+        types = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
+        return {
+            "input_ids": self.input_ids,
+            "cu_seq_lens_q": self.cu_seqlens,
+            "max_length_q": int(self.lengths.max()),
+            **types,
+        }
+
+
+class Engine:
+    """A model that runs packed, with its tokenizer.
+
+    Args:
+        model: one of fastbert's or patched, in eval mode.
+        tokenizer: its tokenizer.
+        batch_tokens: tokens a batch may have, 2,048 on a CPU and 16,384 on a GPU where it is None; a longer text makes
+            a batch of its own.
+        max_length: tokens a text is cut to; what model and tokenizer can take where it is None.
+
+    Raises:
+        InputError: if an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_tokens: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InputError(f"batch_tokens must be at least 1, but is {batch_tokens}")
+        longest = min(max_tokens(model), tokenizer.model_max_length)
+        shortest = tokenizer.num_special_tokens_to_add() + 1
+        if max_length is not None and not shortest <= max_length <= longest:
+            raise InputError(f"max_length must be in [{shortest}, {longest}] for this model, but is {max_length}")
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+        self.max_length = max_length or longest
+        self._warm_to = 0  # tokens of the longest text whose kernels are compiled
+
+    def tokenize(self, texts: Sequence[str], progress: Progress | None = None) -> Tokens:
+        """Texts to ids, special tokens included, cut at `max_length`.
+
+        Args:
+            progress: called with the number of texts that have just been done.
+
+        Raises:
+            InputError: if an id is not in the model's vocabulary.
+        """
+        ids: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
+        lengths: list[int] = []
+        for start in range(0, len(texts), _CHUNK):
+            rows = self.tokenizer(
+                list(texts[start : start + _CHUNK]),
+                truncation=True,
+                max_length=self.max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+            ids += [np.asarray(row, np.int32) for row in rows]
+            lengths += [len(row) for row in rows]
+            if progress is not None:
+                progress(len(rows))
+        flat = np.concatenate(ids)
+        vocabulary = vocabulary_size(self.model)
+        if flat.size and flat.max() >= vocabulary:
+            raise InputError(f"the tokenizer has id {flat.max()}, but the model a vocabulary of {vocabulary}")
+        unknown = 0 if self.tokenizer.unk_token_id is None else int((flat == self.tokenizer.unk_token_id).sum())
+        return Tokens(flat, np.asarray(lengths, np.int64), unknown)
+
+    def batches(self, tokens: Tokens) -> Iterator[Batch]:
+        """All texts that have tokens, in batches of `batch_tokens`, longest first.
+
+        On a GPU the kernels for texts of these lengths are compiled first, in threads, where they are not yet.
+        """
+        self._warm_up(int(tokens.lengths.max(initial=0)))
+        for rows in by_budget(tokens.lengths, self.batch_tokens):
+            yield self.batch(tokens, rows)
+
+    def batch(self, tokens: Tokens, rows: npt.NDArray[np.int64]) -> Batch:
+        """These texts, none of them without tokens."""
+        flat, cu_seqlens = tokens.places(rows)
+        return Batch(
+            rows,
+            tokens.lengths[rows],
+            self._to_device(tokens.ids[flat])[None],
+            None if tokens.types is None else self._to_device(tokens.types[flat].astype(np.int32))[None],
+            self._to_device(cu_seqlens),
+        )
+
+    def _warm_up(self, longest: int) -> None:
+        if longest > self._warm_to:
+            self._warm_to = min(max_tokens(self.model), 1 << (longest - 1).bit_length())
+            warm_up(self.model, max_length=self._warm_to)
+
+    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
+        t = torch.from_numpy(array)
+        if self.model.device.type == "cuda":
+            t = t.pin_memory()
+        return t.to(self.model.device, non_blocking=True)
