@@ -14,6 +14,7 @@ from fastbert import _library
 from fastbert.families import CLASSES, _base, _subclasses
 from fastbert.families._layers import Product
 from fastbert.kernels import _product
+from fastbert.prepared import why_no_precision
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,6 +29,8 @@ def patch(
     last_layer_subset: bool = True,
     lazy_logits: bool = True,
     padded_rows: str = "zeros",
+    prepare: bool = True,
+    inference_dtype: str | None = None,
 ) -> Model:
     """Let a loaded model run on the packed encoder, in place.
 
@@ -49,6 +52,11 @@ def patch(
             transformers' values, for models that read them: ColBERT's query vectors of [MASK], whose mask is 0, or a
             loss over all rows. A batch with padding then costs what a full one of its size does, and its attention is
             transformers' own.
+        prepare: in inference on a CPU (`torch.no_grad()`, evaluation mode) run all layers in one call of C++, over a
+            copy of their weights. It takes as much memory as the layers, is made anew when weights change, and given
+            back in training. What is written through a parameter's `.data` is not seen: patch the model again.
+        inference_dtype: "bf16" or "int8" for the matrix products of these layers; the model's own where it is None. The
+            parameters stay as they are, and so does training.
 
     Returns:
         The same model.
@@ -61,13 +69,23 @@ def patch(
         raise ValueError(f"padded_rows must be 'zeros' or 'computed', but is {padded_rows!r}")
     if residual_dtype not in _RESIDUAL_DTYPES:
         raise ValueError(f"residual_dtype must be 'bf16', 'fp16' or None, but is {residual_dtype!r}")
+    if inference_dtype not in (None, "bf16", "int8"):
+        raise ValueError(f"inference_dtype must be 'bf16', 'int8' or None, but is {inference_dtype!r}")
+    if inference_dtype is not None and (why := why_no_precision(inference_dtype)) is not None:
+        raise ValueError(f"inference_dtype={inference_dtype!r}: {why}")
+    if inference_dtype is not None and not prepare:
+        raise ValueError("inference_dtype needs prepare=True")
     _check_known(model, "patch")
-    _base.swap(
-        model,
-        _base.Options(
-            strict, _RESIDUAL_DTYPES[residual_dtype], last_layer_subset, lazy_logits, padded_rows == "computed"
-        ),
+    options = _base.Options(
+        strict=strict,
+        residual_dtype=_RESIDUAL_DTYPES[residual_dtype],
+        last_layer_subset=last_layer_subset,
+        lazy_logits=lazy_logits,
+        compute_padding=padded_rows == "computed",
+        prepare=prepare,
+        inference_dtype=inference_dtype,
     )
+    _base.swap(model, options)
     return model
 
 
