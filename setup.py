@@ -4,8 +4,8 @@ import re
 import warnings
 from pathlib import Path
 
-CORE = ("batches", "corpus", "encoder", "masking", "packing", "philox", "sampling")
-INSTRUCTION_SETS = ("encoder_avx2", "encoder_avx512", "encoder_avx512_bf16", "encoder_avx512_vnni")
+ENCODER = ("encoder", "encoder_avx2", "encoder_avx512", "encoder_avx512_bf16", "encoder_avx512_vnni")
+CORE = ("batches", "corpus", *ENCODER, "masking", "packing", "philox", "sampling")
 NOT_BUILT = (
     "fastbert is installed without its C++ extension, for which there has to be a compiler of C++17 (pip install -v"
     " shows what failed). Models run all the same, with slower dropout on a CPU; `fastbert pretrain` needs it."
@@ -54,7 +54,7 @@ def main() -> None:
         ext_modules=[
             Pybind11Extension(
                 "fastbert._C",
-                ["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in (*CORE, *INSTRUCTION_SETS))],
+                ["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in CORE)],
                 depends=[str(path) for path in Path("csrc").glob("*.h")],
                 cxx_std=17,
                 extra_compile_args=["-O3", "-pthread"],

@@ -25,7 +25,9 @@
 #define FASTBERT_BF16 1
 #define FASTBERT_VNNI 1
 
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own intrinsics begin with an undefined vector
+// GCC's own intrinsics begin with an undefined vector.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 FASTBERT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
 namespace fastbert::avx512_bf16 {
 #include "simd_avx512.h"

@@ -1,7 +1,7 @@
 """When a model's layers run prepared, as `fastbert.prepared` has them, and until when a copy of their weights is good.
 
-A copy is made in the first call that can use it. Once weights have changed, another is made when two calls in a row have
-found them the same: whoever evaluates between training steps does not pay for copies that serve once.
+A copy is made in the first call that can use it. Once weights have changed, another is made when two calls in a row
+have found them the same: whoever evaluates between training steps does not pay for copies that serve once.
 """
 
 from collections.abc import Sequence
