@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fastbert import _library
-from fastbert.families import CLASSES, _base, _subclasses
+from fastbert.families import CLASSES, _base, _inference, _subclasses
 from fastbert.families._layers import Product
+from fastbert.families._model import BaseModel
 from fastbert.kernels import _product
 from fastbert.prepared import why_no_precision
 
@@ -144,6 +145,7 @@ class Report:
         products: for each matrix product of the layers, which way it takes, and why.
         backends: for each operator, what serves it on the model's device.  patched: or else as it would be.
         packed_calls: forward passes through the packed encoder.  fallbacks: the others, by reason.
+        inference: for each model in it on a CPU, how its layers run in inference there: `fastbert.prepared`.
     """
 
     model: str
@@ -154,6 +156,7 @@ class Report:
     backends: dict[str, str]
     packed_calls: int
     fallbacks: Counter[str]
+    inference: Counter[str] = field(default_factory=Counter)
     patched: bool = True
 
     def __str__(self) -> str:
@@ -163,6 +166,7 @@ class Report:
         if self.plain:
             lines += ["not fused:", *(f"  {count:3} x {why}" for why, count in self.plain.items())]
         lines += ["products:", *(f"  {count:3} x {way}" for way, count in self.products.items())]
+        lines += [f"inference on a CPU: {how}" for how in self.inference]
         if self.patched:
             lines.append(f"calls: {self.packed_calls:,} packed, {self.fallbacks.total():,} fell back to transformers")
             lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
@@ -194,11 +198,13 @@ def _report(model: nn.Module) -> Report:
         if isinstance(module, PreTrainedModel) and _base.fast_class(type(module)) is None:
             plain[f"{type(module).__name__}, around it: {_subclasses.why_not(type(module), CLASSES)}"] += 1
     weight = next(fast[0].parameters())
-    packed_calls, fallbacks = 0, Counter[str]()
+    packed_calls, fallbacks, inference = 0, Counter[str](), Counter[str]()
     for module in fast:
         if isinstance(module, PreTrainedModel):
             packed_calls += _base.state(module).packed_calls
             fallbacks += _base.state(module).fallbacks
+        if isinstance(module, BaseModel) and weight.device.type == "cpu":
+            inference[_inference.describe(module, module._stack()._layers())] += 1
         fusions: Callable[[], list[tuple[str, str | None]]] = getattr(module, "fusions", list)
         for part, why in fusions():
             if why is None:
@@ -213,4 +219,4 @@ def _report(model: nn.Module) -> Report:
             products[f"{K or '?'} -> {N or '?'}{'' if form is None else ' + GELU'}: {way}"] += 1
     device = weight.device.type
     backends = _library.backends(device)
-    return Report(type(model).__name__, device, fused, plain, products, backends, packed_calls, fallbacks)
+    return Report(type(model).__name__, device, fused, plain, products, backends, packed_calls, fallbacks, inference)

@@ -33,8 +33,13 @@ class Copy:
     why_not: str | None
 
 
-def why_not(model: nn.Module, layers: Sequence[Any]) -> str | None:
-    """Why these layers cannot run prepared, for `report`, or None."""
+def describe(model: nn.Module, layers: Sequence[Any]) -> str:
+    """How these layers run in inference: for people."""
+    why = _why_not(model, layers)
+    return f"all layers in one call, {_precision(model)}" if why is None else f"layer by layer: {why}"
+
+
+def _why_not(model: nn.Module, layers: Sequence[Any]) -> str | None:
     found, precision = _parts(layers), _precision(model)
     if precision is None:
         return "neither float32 nor bfloat16"
@@ -67,7 +72,7 @@ def layers_for(model: nn.Module, layers: Sequence[Any], embedded_TN: Tensor, run
 
 
 def _made(model: nn.Module, layers: Sequence[Any], survey: Survey) -> Copy:
-    why, found = why_not(model, layers), _parts(layers)
+    why, found = _why_not(model, layers), _parts(layers)
     parts = [part for part in found if part is not None]
     whole = len(parts) == len(found)
     made = Prepared(parts, cast(str, _precision(model))) if why is None else None
