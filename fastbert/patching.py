@@ -204,7 +204,7 @@ def _report(model: nn.Module) -> Report:
             packed_calls += _base.state(module).packed_calls
             fallbacks += _base.state(module).fallbacks
         if isinstance(module, BaseModel) and weight.device.type == "cpu":
-            inference[_inference.describe(module, module._stack()._layers())] += 1
+            inference[_inference.describe(module)] += 1
         fusions: Callable[[], list[tuple[str, str | None]]] = getattr(module, "fusions", list)
         for part, why in fusions():
             if why is None:

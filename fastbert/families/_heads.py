@@ -96,20 +96,17 @@ class QuestionAnswering(TokenHead):
         )
 
 
-class SequenceHead(HeadRole):
-    """transformers' own head behind a packed base model: it reads what is pooled."""
-
-    parts: ClassVar[Parts] = {BASE: Whole(container(BaseModel))}
-
-
 class ClassificationHead(Role):
     """transformers' own; it takes hidden states, of which it reads each row's first."""
 
 
-class FirstTokenHead(HeadRole):
-    """transformers' own head, of which a part reads each row's first hidden state: it gets no others, (B, 1, N)."""
+class SequenceHead(HeadRole):
+    """transformers' own head, which reads what is pooled, or each row's first hidden state: it gets no others.
 
-    parts: ClassVar[Parts] = {**SequenceHead.parts, "classifier": container(ClassificationHead)}
+    Of these hidden states the output is (B, 1, N).
+    """
+
+    parts: ClassVar[Parts] = {BASE: Whole(container(BaseModel))}
 
     def _reads(self) -> str:
         """Which hidden states: "first", or of all the part that reads them."""
@@ -123,6 +120,12 @@ class FirstTokenHead(HeadRole):
             return plain(self, _reads=self._reads(), **kwargs)
 
         return {"forward": _base.head_forward(stock, packed)}
+
+
+class FirstTokenHead(SequenceHead):
+    """One with a part that reads them."""
+
+    parts: ClassVar[Parts] = {**SequenceHead.parts, "classifier": container(ClassificationHead)}
 
 
 HEADS: dict[str, type[Role]] = {

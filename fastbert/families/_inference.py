@@ -33,9 +33,12 @@ class Copy:
     why_not: str | None
 
 
-def describe(model: nn.Module, layers: Sequence[Any]) -> str:
-    """How these layers run in inference: for people."""
-    why = _why_not(model, layers)
+def describe(model: Any) -> str:
+    """How a base model's layers run in inference: for people."""
+    survey = Survey(model)
+    if survey.touches or survey.called or survey.hooked:
+        return f"layer by layer: {survey.first() or 'a part is called or hooked'}"
+    why = _why_not(model, model._stack()._layers())
     return f"all layers in one call, {_precision(model)}" if why is None else f"layer by layer: {why}"
 
 
