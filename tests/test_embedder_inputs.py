@@ -1,8 +1,10 @@
 """What an Embedder takes: lists, iterators and columns of strings, batches of columns; and what it says of others."""
 
+import contextlib
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -115,13 +117,22 @@ def test_it_travels_to_a_worker(embedder: Embedder) -> None:
 
 
 class _Killed(Embedder):
-    """Of the workers one is killed, in the third batch, as is a process that takes too much memory."""
+    """Of two workers one is killed, in its second batch, as is a process that takes too much memory."""
+
+    def __init__(self, name: str, marks: str) -> None:
+        super().__init__(name)
+        self.marks, self.calls = Path(marks), 0
+        (self.marks / f"started-{os.getpid()}").touch()
 
     def __call__(self, batch: Any, **options: Any) -> dict[str, Any]:
-        with Path(options.pop("calls")).open("a+") as calls:
-            calls.write(f"{os.getpid()}\n")
-            calls.seek(0)
-            if len(calls.readlines()) == 3:
+        until = time.monotonic() + 60
+        while len(list(self.marks.glob("started-*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        self.calls += 1
+        (self.marks / f"worked-{os.getpid()}").touch()
+        with contextlib.suppress(FileExistsError):
+            if self.calls == 2:
+                (self.marks / "killed").touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch, **options)
 
@@ -132,24 +143,28 @@ def test_two_workers_of_ray_of_which_one_is_killed(checkpoint: str, embedder: Em
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]' (240 MB)")
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = [f"the {'big ' * (i % 7)}cat and {'a dog ' * (i % 3)}" for i in range(64)]
+    (tmp_path / "rows").mkdir()
     for i in range(4):
         rows = range(16 * i, 16 * i + 16)
-        parquet.write_table(pa.table({"id": rows, "text": [texts[j] for j in rows]}), tmp_path / f"{i}.parquet")
+        parquet.write_table(pa.table({"id": rows, "text": [texts[j] for j in rows]}), tmp_path / f"rows/{i}.parquet")
     here = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
     try:
-        done = ray.data.read_parquet(str(tmp_path), override_num_blocks=8).map_batches(
-            _Killed,
-            fn_constructor_args=(checkpoint,),
-            fn_kwargs={"calls": str(tmp_path / "calls")},
-            batch_size=8,
-            compute=ray.data.ActorPoolStrategy(size=2),
-            num_cpus=0.5,
+        done = (
+            ray.data.read_parquet(str(tmp_path / "rows"))
+            .repartition(8)
+            .map_batches(
+                _Killed,
+                fn_constructor_args=(checkpoint, str(tmp_path)),
+                batch_size=8,
+                compute=ray.data.ActorPoolStrategy(size=2),
+                num_cpus=0.5,
+            )
         )
         found = [(row["id"], row["embedding"]) for row in done.take_all()]
     finally:
         ray.shutdown()
     assert sorted(i for i, _ in found) == list(range(64))
     np.testing.assert_allclose([dict(found)[i] for i in range(64)], embedder.encode(texts), atol=1e-6)
-    workers = (tmp_path / "calls").read_text().split()
-    assert len(workers) > 8 and len(set(workers)) >= 3
+    assert (tmp_path / "killed").exists()
+    assert len(list(tmp_path.glob("worked-*"))) == 3  # two, and one in place of the killed one

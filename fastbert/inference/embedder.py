@@ -83,17 +83,6 @@ class Embedder(VectorEngine):
             empty = torch.zeros(0, hidden_size * len(pooling.modes), device=self.model.device)
             self.dimension = int(self.modules(empty).shape[1])
 
-    @classmethod
-    def from_pretrained(
-        cls, name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
-    ) -> "Embedder":
-        """From a directory or the Hugging Face hub; `options` are those of the class.
-
-        Raises:
-            InputError: as the class.
-        """
-        return cls(name, dtype=dtype, device=device, **options)
-
     def __str__(self) -> str:
         """What was taken from the model's files, on one line."""
         steps = [type(self.model).__name__, *describe([self.pooling, *self.modules])]

@@ -80,7 +80,7 @@ def read_folder(name: str, kind: str) -> Folder:
         InputError: if it was made for something else, such as classifying, or a file cannot be read or used.
     """
     local = hub.only_local(name, "modules.json", "config.json") if not Path(name).exists() else True
-    modules = _read(name, "modules.json", local)
+    modules = None if Path(name).is_file() else _read(name, "modules.json", local)
     if modules is None:
         _refuse_heads(name)
         return Folder(name, local, name)
@@ -95,7 +95,8 @@ def read_folder(name: str, kind: str) -> Folder:
         raise InputError(f"{name}/modules.json is no list of modules with idx, path and type") from error
     if first not in ("Transformer", "MLMTransformer"):
         raise InputError(f"{name}/modules.json begins with {first}, but fastbert needs a Transformer there")
-    settings = next(filter(None, (_read(name, _at(where, file), local) for file in _SETTINGS)), {})
+    found = (_read(name, _at(where, file), local) for file in _SETTINGS)
+    settings: dict[str, Any] = next(filter(None, found), {})
     _check_transformer(name, settings, _TASKS[kind])
     similarity = about.get("similarity_fn_name")
     if similarity not in (None, *SIMILARITIES):

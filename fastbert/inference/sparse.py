@@ -75,17 +75,6 @@ class SparseEmbedder(VectorEngine):
             raise InputError(f"max_active_dims must be at least 1, but is {max_active_dims}")
         self.dimension = int(self.model.config.vocab_size)
 
-    @classmethod
-    def from_pretrained(
-        cls, name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
-    ) -> "SparseEmbedder":
-        """From a directory or the Hugging Face hub; `options` are those of the class.
-
-        Raises:
-            InputError: as the class.
-        """
-        return cls(name, dtype=dtype, device=device, **options)
-
     def __str__(self) -> str:
         """What was taken from the model's files, on one line."""
         steps = f"{type(self.model).__name__}, {self.strategy} of log(1 + {self.activation})"
@@ -113,20 +102,21 @@ class SparseEmbedder(VectorEngine):
         from scipy.sparse import csr_array
 
         counts = np.zeros(len(tokens.lengths) + 1, np.int64)
-        found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+        found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
         for batch in self.batches(tokens):
             for rows, vectors_BV in self._vectors(batch):
                 places = vectors_BV.nonzero()
                 values = vectors_BV[places[:, 0], places[:, 1]]
-                found.append((rows[places[:, 0].cpu().numpy()], places[:, 1].cpu().numpy(), values.cpu().numpy()))
+                text, word = places.int().T.cpu().numpy()
+                found.append((rows[text], word, values.cpu().numpy()))
             if progress is not None:
                 progress(batch.tokens)
         if not found:
             return csr_array((len(tokens.lengths), self.dimension), dtype=np.float32)
-        rows, columns, values = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        order = np.argsort(rows, kind="stable")
-        counts[1:] = np.bincount(rows, minlength=len(tokens.lengths))
-        return csr_array((values[order], columns[order], counts.cumsum()), (len(tokens.lengths), self.dimension))
+        of_text, columns, elements = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        order = np.argsort(of_text, kind="stable")
+        counts[1:] = np.bincount(of_text, minlength=len(tokens.lengths))
+        return csr_array((elements[order], columns[order], counts.cumsum()), (len(tokens.lengths), self.dimension))
 
     def similarity(self, a_AV: "csr_array", b_BV: "csr_array") -> npt.NDArray[np.float32]:
         """(A, B) float32 of sparse vectors, by the function that the model's files name; dot where they do not."""
@@ -141,7 +131,7 @@ class SparseEmbedder(VectorEngine):
         model: Any = self.model
         hidden_TN = model.base_model(**batch.inputs()).last_hidden_state[0]
         end = 0
-        for part in by_budget(batch.lengths, max(1, _LOGITS // self.dimension)):
+        for part in by_budget(batch.lengths, max(1, _LOGITS // self.dimension)):  # in their order: longest first
             start, end = end, end + int(batch.lengths[part].sum())
             logits_TV = model._words(hidden_TN[start:end]).float()
             yield batch.rows[part], self._pooled(logits_TV, batch.lengths[part].tolist())

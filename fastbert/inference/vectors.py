@@ -6,7 +6,7 @@ Dimension key:  A, B texts   N elements
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from fastbert.inference.engine import Engine, Progress
 from fastbert.inference.folder import Folder, read_folder
 from fastbert.inference.loading import load_packed, load_tokenizer
 from fastbert.inference.tokens import Tokens
+
+Own = TypeVar("Own", bound="VectorEngine")
 
 
 class VectorEngine(Engine):
@@ -64,10 +66,14 @@ class VectorEngine(Engine):
             if tokenizer is not None:
                 raise InputError("a model that is named brings its tokenizer: give the name alone")
             self.folder = read_folder(os.fspath(model), self.kind)
-            name = self.folder.transformer
-            how = {"dtype": dtype or torch.float32, "device": device or "cpu"}
-            model = load_packed(self.auto, name, may_miss=self.may_miss, **how)
-            tokenizer = load_tokenizer(name)
+            model = load_packed(
+                self.auto,
+                self.folder.transformer,
+                dtype=dtype or torch.float32,
+                device=device or "cpu",
+                may_miss=self.may_miss,
+            )
+            tokenizer = load_tokenizer(self.folder.transformer)
         else:
             self.folder = Folder()
             if tokenizer is None or dtype is not None or device is not None:
@@ -75,15 +81,31 @@ class VectorEngine(Engine):
         longest = self.folder.max_length
         if longest is not None:
             tokenizer.model_max_length = max(tokenizer.model_max_length, longest)
-            max_length = max_length or min(longest, max_tokens(model))
+            max_length = min(longest, max_tokens(model)) if max_length is None else max_length
         if self.folder.lower_case:
             _lower_case(tokenizer)
         super().__init__(model, tokenizer, max_length=max_length, **options)
         self.prompts = self.folder.prompts
-        self.prompt = prompt or self.folder.prompt
+        self.prompt = self.folder.prompt if prompt is None else prompt
         self._prompt_text(None, None)
         self.similarity_fn_name = self.folder.similarity or self.default_similarity
         self._prompt_tokens: dict[str, int] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Own],
+        name: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> Own:
+        """From a directory or the Hugging Face hub: the class, by the name that transformers' classes give this.
+
+        Raises:
+            InputError: as the class.
+        """
+        return cls(name, dtype=dtype, device=device, **options)
 
     def tokenize(
         self,
