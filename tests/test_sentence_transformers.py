@@ -10,13 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertTokenizerFast
 
 import fastbert
 from fastbert.errors import InputError
 from fastbert.inference.embedder import Embedder
+from fastbert.inference.engine import Batch
 from fastbert.inference.folder import DENSE, read_folder
-from fastbert.inference.modules import POOLS, load_modules
+from fastbert.inference.modules import POOLS, Pooling, load_modules
 from tests.checkpoints import minilm, tiny_checkpoint
 from tests.st_folders import TEXTS, copy_of, st_folder, with_json
 
@@ -76,6 +78,25 @@ def test_every_pooling(pooled: Any, modes: str | tuple[str, ...], include_prompt
     for prompt in ("", "a small cat and ", "the cat and " * 60):  # of the last nothing but [SEP] is left
         actual = embedder.encode(TEXTS, prompt_text=prompt)
         np.testing.assert_allclose(actual, stock.encode(TEXTS, prompt=prompt), atol=1e-5, rtol=0)
+
+
+def test_texts_that_are_no_longer_than_the_prompt() -> None:
+    """As a tokenizer without a token for the end has them; and nothing is read from the device."""
+    lengths, prompt = torch.tensor([6, 3, 2, 1]), 3
+    hidden_TN = torch.randn(int(lengths.sum()), 4)
+    padded_BLN = nn.utils.rnn.pad_sequence(list(hidden_TN.split(lengths.tolist())), batch_first=True)
+    mask_BL = torch.arange(6) < lengths[:, None]
+    features = {"token_embeddings": padded_BLN, "attention_mask": mask_BL.long(), "prompt_length": prompt}
+    expected = parts.Pooling(4, POOLS, include_prompt=False)(features)["sentence_embedding"]
+    cu_seqlens = torch.tensor([0, *lengths.cumsum(0)], dtype=torch.int32)
+    pooling, rows, on_host = Pooling(POOLS, include_prompt=False), np.arange(4), lengths.numpy()
+
+    def pooled(hidden_TN: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        return pooling(hidden_TN, Batch(rows, on_host, hidden_TN[None, :, 0], None, cu_seqlens, prompt))
+
+    torch.testing.assert_close(pooled(hidden_TN, cu_seqlens), expected)
+    with FakeTensorMode() as fake:  # raises where a value is asked for
+        assert pooled(fake.from_tensor(hidden_TN), fake.from_tensor(cu_seqlens)).shape == (4, 24)
 
 
 @pytest.mark.parametrize(

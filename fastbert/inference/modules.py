@@ -71,7 +71,8 @@ class Pooling(nn.Module):
             if mode == "cls":
                 pooled.append(hidden_TN[starts + torch.where(seqlens > skipped, skipped, 0)])
             elif mode == "lasttoken":
-                pooled.append(hidden_TN[ends - 1])
+                last_BN = hidden_TN[ends - 1]
+                pooled.append(torch.where((seqlens > skipped)[:, None], last_BN, 0.0) if skipped else last_BN)
             elif mode == "max":
                 pooled.append(reduced(hidden_TN, "max"))
             elif mode == "weightedmean":  # by a token's place in the text, from 1
