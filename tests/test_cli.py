@@ -71,7 +71,7 @@ def test_python_m_works_in_a_process_of_its_own(checkpoint: str, texts: Path, tm
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert is_one_line(done.stderr.partition("\n")[2])
+    assert is_one_line(done.stderr)
     assert np.load(tmp_path / "v.npy").shape == (5, 32)
     command[4] = str(tmp_path / "nothing" / "here" / "at" / "all")
     done = subprocess.run(command, capture_output=True, text=True)
@@ -147,8 +147,6 @@ def test_embed_writes_a_row_for_each_line(run: Run, checkpoint: str, texts: Path
     output = tmp_path / "v.npy"
     status, out, err = run("embed", checkpoint, texts, "-o", output, "--batch-tokens", 10)
     assert (status, out) == (0, "")
-    took, err = err.splitlines(keepends=True)
-    assert took.endswith("BertModel, mean: 32 dimensions; at most 48 tokens; cosine similarity (no modules.json)\n")
     assert is_one_line(err)
     vectors = np.load(output)
     assert vectors.dtype == np.float32
@@ -357,7 +355,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     assert os.listdir(tmp_path) == ["texts.txt"]
 
 
-@pytest.mark.parametrize("arguments", [("--pool", "median"), ("--dtype", "int8"), ("--batch-tokens", "0")])
+@pytest.mark.parametrize("arguments", [("--pool", "max"), ("--dtype", "int8"), ("--batch-tokens", "0")])
 def test_a_wrong_option_is_a_usage_error(run: Run, checkpoint: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     status, _, err = run("embed", checkpoint, "-o", tmp_path / "v.npy", *arguments)
     assert status == 2

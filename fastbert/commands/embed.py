@@ -17,12 +17,8 @@ from fastbert.terminal import counted, note, progress
 
 
 class Pool(str, enum.Enum):
-    cls = "cls"
-    max = "max"
     mean = "mean"
-    mean_sqrt_len_tokens = "mean_sqrt_len_tokens"
-    weightedmean = "weightedmean"
-    lasttoken = "lasttoken"
+    cls = "cls"
 
 
 def embed(
@@ -32,19 +28,11 @@ def embed(
     ] = Path("-"),
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file, float32 (texts, hidden size).")],
-    pool: Annotated[
-        Pool | None,
-        typer.Option(help="How a text's tokens become one vector.", show_default="what the model's files say"),
-    ] = None,
-    normalize: Annotated[
-        bool | None, typer.Option(help="Scale each vector to length 1.", show_default="what the model's files say")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The name of the model's prompt for these texts.", show_default="the model's own")
-    ] = None,
-    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in a batch; there is no padding.")] = None,
+    pool: Annotated[Pool, typer.Option(help="The mean of a text's tokens, or its first one.")] = Pool.mean,
+    normalize: Annotated[bool, typer.Option(help="Scale each vector to length 1.")] = False,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch; there is no padding.")] = 16384,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens a text is cut to.", show_default="what the model's files say")
+        int | None, typer.Option(help="Tokens a text is cut to.", show_default="what the model takes")
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
     device: DeviceOption = None,
@@ -58,13 +46,11 @@ def embed(
             model,
             dtype=torch_dtype(dtype),
             device=torch_device(device),
-            pool=None if pool is None else pool.value,
+            pool=pool.value,
             normalize=normalize,
-            prompt=prompt,
             batch_tokens=batch_tokens,
             max_length=max_length,
         )
-        note(f"{model}: {embedder}")
         start = time.perf_counter()
         with progress("reading", len(lines), "texts") as advance:
             tokens = embedder.tokenize(lines, advance)
