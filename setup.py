@@ -4,7 +4,8 @@ import re
 import warnings
 from pathlib import Path
 
-CORE = ("batches", "corpus", "masking", "packing", "philox", "sampling")
+ENCODER = ("encoder", "encoder_avx2", "encoder_avx512", "encoder_avx512_bf16", "encoder_avx512_vnni")
+CORE = ("batches", "corpus", *ENCODER, "masking", "packing", "philox", "sampling")
 NOT_BUILT = (
     "fastbert is installed without its C++ extension, for which there has to be a compiler of C++17 (pip install -v"
     " shows what failed). Models run all the same, with slower dropout on a CPU; `fastbert pretrain` needs it."
@@ -54,7 +55,7 @@ def main() -> None:
             Pybind11Extension(
                 "fastbert._C",
                 ["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in CORE)],
-                depends=[*(f"csrc/{name}.h" for name in CORE), "csrc/parallel.h", "csrc/random.h"],
+                depends=[str(path) for path in Path("csrc").glob("*.h")],
                 cxx_std=17,
                 extra_compile_args=["-O3", "-pthread"],
                 optional=True,

@@ -14,6 +14,7 @@
 
 #include "batches.h"
 #include "corpus.h"
+#include "encoder.h"
 #include "masking.h"
 #include "packing.h"
 #include "philox.h"
@@ -232,6 +233,75 @@ std::tuple<Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>> corrup
   return {corrupted, labels, own(std::move(rows))};
 }
 
+// Layers of an encoder, and the sizes that their weights must have.
+class PyEncoder {
+ public:
+  PyEncoder(const std::string& precision, const fastbert::EncoderSizes& sizes)
+      : sizes_(sizes), encoder_(fastbert::make_encoder(precision_of(precision), sizes)) {}
+
+  static fastbert::Precision precision_of(const std::string& name) {
+    return choose<fastbert::Precision>("precision", name,
+                                       {{"fp32", fastbert::Precision::fp32},
+                                        {"bf16", fastbert::Precision::bf16},
+                                        {"int8", fastbert::Precision::int8}});
+  }
+
+  using Weight = std::optional<Array<float>>;
+  void add_layer(const std::vector<Weight>& weights) {
+    const py::ssize_t N = sizes_.hidden, context = sizes_.heads * sizes_.head_dim, inner = sizes_.inner;
+    if (weights.size() != 16) throw py::value_error("a layer has 16 weights");
+    auto next = weights.begin();
+    const auto vector = [&next](py::ssize_t size, bool may_miss) -> const float* {
+      const Weight& weight = *next++;
+      if (!weight && may_miss) return nullptr;
+      if (!weight || weight->ndim() != 1 || weight->shape(0) != size) throw py::value_error("a vector of another size");
+      return weight->data();
+    };
+    const auto linear = [&](py::ssize_t rows, py::ssize_t columns) {
+      const Weight& weight = *next++;
+      if (!weight || weight->ndim() != 2 || weight->shape(0) != rows || weight->shape(1) != columns)
+        throw py::value_error("a matrix of another size");
+      return fastbert::LinearWeights{weight->data(), vector(rows, true)};
+    };
+    const auto norm = [&] {
+      const float* weight = vector(N, false);
+      return fastbert::NormWeights{weight, vector(N, false)};
+    };
+    fastbert::LayerWeights layer;
+    layer.query = linear(context, N);
+    layer.key = linear(context, N);
+    layer.value = linear(context, N);
+    layer.attention_out = linear(N, context);
+    layer.attention_norm = norm();
+    layer.inner = linear(inner, N);
+    layer.out = linear(N, inner);
+    layer.norm = norm();
+    const py::gil_scoped_release release;
+    encoder_->add_layer(layer);
+  }
+
+  Array<float> run(const Array<float>& hidden, const Array<std::int32_t>& cu_seqlens, const std::vector<int>& order,
+                   bool first_only, int threads) {
+    if (hidden.ndim() != 2 || hidden.shape(1) != sizes_.hidden)
+      throw py::value_error("hidden must be (tokens, " + std::to_string(sizes_.hidden) + ")");
+    if (cu_seqlens.ndim() != 1 || cu_seqlens.size() < 1) throw py::value_error("cu_seqlens must be (batch + 1,)");
+    const std::int32_t* bounds = cu_seqlens.data();
+    const py::ssize_t sequences = cu_seqlens.size() - 1;
+    if (bounds[0] != 0 || bounds[sequences] != hidden.shape(0) || !std::is_sorted(bounds, bounds + sequences + 1))
+      throw py::value_error("cu_seqlens must rise from 0 to the number of tokens");
+    Array<float> out({first_only ? sequences : hidden.shape(0), hidden.shape(1)});
+    const fastbert::EncoderCall call{hidden.data(), bounds,     sequences,
+                                     first_only,    out.mutable_data(), threads_or_all(threads)};
+    const py::gil_scoped_release release;
+    encoder_->run(call, order);
+    return out;
+  }
+
+ private:
+  fastbert::EncoderSizes sizes_;
+  std::unique_ptr<fastbert::Encoder> encoder_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
@@ -258,6 +328,38 @@ Raises:
 
 Raises:
     ValueError: if a size is negative, the threshold is not in [0, 256], or numbers is too short.)doc");
+
+  m.def(
+      "can_encode", [](const std::string& precision) { return fastbert::can_encode(PyEncoder::precision_of(precision)); },
+      "precision"_a, "Whether this CPU has the instructions for an Encoder of that precision: fp32, bf16 or int8.");
+
+  py::class_<PyEncoder>(m, "Encoder", "BERT's layers for inference, over weights in the order in which they are read.")
+      .def(py::init([](const std::string& precision, std::int64_t hidden, std::int64_t heads, std::int64_t head_dim,
+                       std::int64_t inner, float eps, float scale, bool tanh_gelu) {
+             return PyEncoder(precision, {hidden, heads, head_dim, inner, eps, scale, tanh_gelu});
+           }),
+           py::kw_only(), "precision"_a, "hidden"_a, "heads"_a, "head_dim"_a, "inner"_a, "eps"_a, "scale"_a,
+           "tanh_gelu"_a)
+      .def("add_layer", &PyEncoder::add_layer, "weights"_a,
+           R"doc(Copies the weights of one more layer.
+
+Args:
+    weights: float32, of query, key, value and the attention's output: weight and bias of each; of LayerNorm: weight
+        and bias; of the feed-forward's two products and its LayerNorm likewise. A product's bias may be None.
+
+Raises:
+    ValueError: if one has another size.)doc")
+      .def("run", &PyEncoder::run, "hidden"_a, "cu_seqlens"_a, "order"_a, "first_only"_a, "threads"_a,
+           R"doc(All layers.
+
+Args:
+    hidden: (T, N) float32, packed.  cu_seqlens: (B + 1,) int32, where each sequence starts, and T.
+    order: which layer runs when; one may run several times.
+    first_only: return (B, N), each sequence's first token, zeros for an empty one, instead of (T, N).
+    threads: 0 for as many as there are cores.
+
+Raises:
+    ValueError: if shapes do not fit together, or cu_seqlens does not rise from 0 to T.)doc");
 
   py::class_<fastbert::Masking>(m, "Masking", "How tokens are chosen for prediction, and what becomes of them.")
       .def(py::init(&masking_of), py::kw_only(), "unit"_a = "token", "rate"_a = 0.15, "replace_by_mask"_a = 0.8,

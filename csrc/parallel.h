@@ -40,4 +40,26 @@ void parallel_for(std::int64_t count, int threads, const Work& work) {
   if (failure) std::rethrow_exception(failure);
 }
 
+// Calls work(rank) on as many threads at the same time, which may wait for each other. Returns false, and has called
+// nothing, where there are no more threads to be had. What work throws ends the program.
+template <typename Work>
+bool all_at_once(int threads, const Work& work) {
+  enum { kWait, kGo, kGoHome };
+  std::atomic<int> state{kWait};
+  const auto run = [&](int rank) noexcept {
+    while (state.load(std::memory_order_acquire) == kWait) std::this_thread::yield();
+    if (state.load(std::memory_order_relaxed) == kGo) work(rank);
+  };
+  std::vector<std::thread> others;
+  try {
+    for (int rank = 1; rank < threads; ++rank) others.emplace_back(run, rank);
+    state.store(kGo, std::memory_order_release);
+  } catch (const std::system_error&) {
+    state.store(kGoHome, std::memory_order_release);
+  }
+  run(0);
+  for (auto& other : others) other.join();
+  return state.load(std::memory_order_relaxed) == kGo;
+}
+
 }  // namespace fastbert

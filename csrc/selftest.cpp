@@ -1,12 +1,16 @@
 // Exercises the C++ core without Python, for the sanitizers: `make sanitize`.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "batches.h"
 #include "corpus.h"
+#include "encoder.h"
 #include "masking.h"
 #include "packing.h"
 #include "philox.h"
@@ -167,6 +171,49 @@ void test_sampling() {
   check_throws([&] { fastbert::plan(corpus, {}, 0, 1, 1); }, "a window that does not start there");
 }
 
+// Numbers between -1/2 and 1/2.
+std::vector<float> random_floats(std::int64_t count, std::uint32_t seed) {
+  std::vector<float> numbers(static_cast<std::size_t>(count));
+  for (float& number : numbers) {
+    seed = seed * 1664525u + 1013904223u;
+    number = static_cast<float>(seed >> 8) / static_cast<float>(1 << 24) - 0.5f;
+  }
+  return numbers;
+}
+
+void test_encoder() {
+  const std::int64_t N = 40, inner = 100;
+  const std::vector<std::int32_t> cu_seqlens{0, 1, 1, 38, 238, 240, 305};
+  const std::int64_t tokens = cu_seqlens.back(), sequences = 6;
+  const std::vector<float> hidden = random_floats(tokens * N, 1), matrix = random_floats(inner * N, 2);
+  const std::vector<float> bias = random_floats(inner, 3), ones(static_cast<std::size_t>(N), 1.0f);
+  const fastbert::NormWeights norm{ones.data(), bias.data()};
+  const fastbert::LinearWeights projection{matrix.data(), bias.data()}, without{matrix.data(), nullptr};
+  const fastbert::LayerWeights layer{projection, projection, without, projection, norm, projection, projection, norm};
+  for (const auto precision : {fastbert::Precision::fp32, fastbert::Precision::bf16, fastbert::Precision::int8}) {
+    if (!fastbert::can_encode(precision)) continue;
+    const auto encoder = fastbert::make_encoder(precision, {N, 3, 12, inner, 1e-12f, 0.3f, false});
+    encoder->add_layer(layer);
+    const auto run = [&](bool first_only, int threads) {
+      std::vector<float> out(static_cast<std::size_t>((first_only ? sequences : tokens) * N), -7.0f);
+      encoder->run({hidden.data(), cu_seqlens.data(), sequences, first_only, out.data(), threads}, {0, 0});
+      return out;
+    };
+    const std::vector<float> expected = run(false, 1);
+    for (const float x : expected) check(std::isfinite(x) && x != -7.0f, "every element is written");
+    std::thread other([&] { check(run(false, 2) == expected, "the same on two threads"); });
+    check(run(false, 20) == expected, "the same on many threads");
+    other.join();
+    const std::vector<float> first = run(true, 3);
+    for (std::size_t s = 0; s < 6; ++s)
+      for (std::size_t c = 0; c < static_cast<std::size_t>(N); ++c) {
+        const std::size_t row = static_cast<std::size_t>(cu_seqlens[s]) * static_cast<std::size_t>(N);
+        const bool empty = cu_seqlens[s] == cu_seqlens[s + 1];
+        check(first[s * static_cast<std::size_t>(N) + c] == (empty ? 0 : expected[row + c]), "each first token");
+      }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -174,5 +221,6 @@ int main() {
   test_mask();
   test_masking();
   test_sampling();
-  std::puts("4 passed, 0 failed");
+  test_encoder();
+  std::puts("5 passed, 0 failed");
 }

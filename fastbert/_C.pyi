@@ -1,5 +1,6 @@
 """Host-side helpers of fastbert that are too slow in Python."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,37 @@ def keep_mask(
     numbers: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """The dropout mask that `fastbert.reference.keep_mask` specifies, True where kept."""
+
+def can_encode(precision: str) -> bool:
+    """Whether this CPU has the instructions for an Encoder of that precision: fp32, bf16 or int8."""
+
+class Encoder:
+    """BERT's layers for inference, over weights in the order in which they are read."""
+
+    def __init__(
+        self,
+        *,
+        precision: str,
+        hidden: int,
+        heads: int,
+        head_dim: int,
+        inner: int,
+        eps: float,
+        scale: float,
+        tanh_gelu: bool,
+    ) -> None: ...
+    def add_layer(self, weights: Sequence[npt.NDArray[np.float32] | None]) -> None:
+        """Copies the weights of one more layer."""
+
+    def run(
+        self,
+        hidden: npt.NDArray[np.float32],
+        cu_seqlens: npt.NDArray[np.int32],
+        order: Sequence[int],
+        first_only: bool,
+        threads: int,
+    ) -> npt.NDArray[np.float32]:
+        """All layers."""
 
 class Masking:
     """How tokens are chosen for prediction, and what becomes of them."""

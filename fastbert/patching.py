@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,9 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fastbert import _library
-from fastbert.families import CLASSES, _base, _subclasses
+from fastbert.families import CLASSES, _base, _inference, _subclasses
 from fastbert.families._layers import Product
+from fastbert.families._model import BaseModel
 from fastbert.kernels import _product
+from fastbert.prepared import why_no_precision
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,6 +30,8 @@ def patch(
     last_layer_subset: bool = True,
     lazy_logits: bool = True,
     padded_rows: str | None = None,
+    prepare: bool = True,
+    inference_dtype: str | None = None,
 ) -> Model:
     """Let a loaded model run on the packed encoder, in place.
 
@@ -50,6 +54,11 @@ def patch(
             loss over all rows. A batch with padding then costs what a full one of its size does, and its attention is
             transformers' own. Where it is None, "computed" for sentence-transformers' query expansion with attend=False
             as it is set at this moment, "zeros" for all else.
+        prepare: in inference on a CPU (`torch.no_grad()`, evaluation mode) run all layers in one call of C++, over a
+            copy of their weights. It takes as much memory as the layers, is made anew when weights change, and given
+            back in training. What is written through a parameter's `.data` is not seen: patch the model again.
+        inference_dtype: "bf16" or "int8" for the matrix products of these layers; the model's own where it is None. The
+            parameters stay as they are, and so does training.
 
     Returns:
         The same model.
@@ -62,15 +71,25 @@ def patch(
         raise ValueError(f"padded_rows must be 'zeros' or 'computed', but is {padded_rows!r}")
     if residual_dtype not in _RESIDUAL_DTYPES:
         raise ValueError(f"residual_dtype must be 'bf16', 'fp16' or None, but is {residual_dtype!r}")
+    if inference_dtype not in (None, "bf16", "int8"):
+        raise ValueError(f"inference_dtype must be 'bf16', 'int8' or None, but is {inference_dtype!r}")
+    if inference_dtype is not None and (why := why_no_precision(inference_dtype)) is not None:
+        raise ValueError(f"inference_dtype={inference_dtype!r}: {why}")
+    if inference_dtype is not None and not prepare:
+        raise ValueError("inference_dtype needs prepare=True")
     _check_known(model, "patch")
     if padded_rows is None:
         padded_rows = "computed" if any(map(_scores_padding, model.modules())) else "zeros"
-    _base.swap(
-        model,
-        _base.Options(
-            strict, _RESIDUAL_DTYPES[residual_dtype], last_layer_subset, lazy_logits, padded_rows == "computed"
-        ),
+    options = _base.Options(
+        strict=strict,
+        residual_dtype=_RESIDUAL_DTYPES[residual_dtype],
+        last_layer_subset=last_layer_subset,
+        lazy_logits=lazy_logits,
+        compute_padding=padded_rows == "computed",
+        prepare=prepare,
+        inference_dtype=inference_dtype,
     )
+    _base.swap(model, options)
     return model
 
 
@@ -135,6 +154,7 @@ class Report:
         products: for each matrix product of the layers, which way it takes, and why.
         backends: for each operator, what serves it on the model's device.  patched: or else as it would be.
         packed_calls: forward passes through the packed encoder.  fallbacks: the others, by reason.
+        inference: for each model in it on a CPU, how its layers run in inference there: `fastbert.prepared`.
     """
 
     model: str
@@ -145,6 +165,7 @@ class Report:
     backends: dict[str, str]
     packed_calls: int
     fallbacks: Counter[str]
+    inference: Counter[str] = field(default_factory=Counter)
     patched: bool = True
 
     def __str__(self) -> str:
@@ -154,6 +175,7 @@ class Report:
         if self.plain:
             lines += ["not fused:", *(f"  {count:3} x {why}" for why, count in self.plain.items())]
         lines += ["products:", *(f"  {count:3} x {way}" for way, count in self.products.items())]
+        lines += [f"inference on a CPU: {how}" for how in self.inference]
         if self.patched:
             lines.append(f"calls: {self.packed_calls:,} packed, {self.fallbacks.total():,} fell back to transformers")
             lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
@@ -185,11 +207,13 @@ def _report(model: nn.Module) -> Report:
         if isinstance(module, PreTrainedModel) and _base.fast_class(type(module)) is None:
             plain[f"{type(module).__name__}, around it: {_subclasses.why_not(type(module), CLASSES)}"] += 1
     weight = next(fast[0].parameters())
-    packed_calls, fallbacks = 0, Counter[str]()
+    packed_calls, fallbacks, inference = 0, Counter[str](), Counter[str]()
     for module in fast:
         if isinstance(module, PreTrainedModel):
             packed_calls += _base.state(module).packed_calls
             fallbacks += _base.state(module).fallbacks
+        if isinstance(module, BaseModel) and weight.device.type == "cpu":
+            inference[_inference.describe(module, module._stack()._layers())] += 1
         fusions: Callable[[], list[tuple[str, str | None]]] = getattr(module, "fusions", list)
         for part, why in fusions():
             if why is None:
@@ -204,4 +228,4 @@ def _report(model: nn.Module) -> Report:
             products[f"{K or '?'} -> {N or '?'}{'' if form is None else ' + GELU'}: {way}"] += 1
     device = weight.device.type
     backends = _library.backends(device)
-    return Report(type(model).__name__, device, fused, plain, products, backends, packed_calls, fallbacks)
+    return Report(type(model).__name__, device, fused, plain, products, backends, packed_calls, fallbacks, inference)

@@ -16,7 +16,7 @@ LAYERS = (
     ("_library",),
     ("kernels",),
     ("functional", "packing", "touched"),
-    ("encoder", "survey"),
+    ("encoder", "prepared", "survey"),
     ("families",),
     ("models", "patching", "warmup", "data"),
     ("inference", "verify", "demo"),

@@ -44,6 +44,8 @@ class Options:
         last_layer_subset: in masked-LM training, run the last layer only for the rows that somebody reads.
         lazy_logits: in masked-LM training, compute logits when they are read.
         compute_padding: hidden states of padding are transformers', not zeros.
+        prepare: in inference on a CPU, keep a copy of the layers' weights: `fastbert.prepared`.
+        inference_dtype: "bf16" or "int8" for these layers' products; None for the model's own.
     """
 
     strict: bool = False
@@ -51,6 +53,8 @@ class Options:
     last_layer_subset: bool = True
     lazy_logits: bool = True
     compute_padding: bool = False
+    prepare: bool = True
+    inference_dtype: str | None = None
 
 
 @dataclass
@@ -62,6 +66,7 @@ class State:
         said: of these reasons, the ones that were logged.
         survey: of the module's parts; made anew for a copy.
         of: the state of the module that this one's is a replica of, as DataParallel makes them.
+        copy: of the layers' weights, see `fastbert.families._inference`; not of a copied module.
     """
 
     options: Options = field(default_factory=Options)
@@ -70,6 +75,7 @@ class State:
     said: set[str] = field(default_factory=set)
     survey: Survey | None = None
     of: "State | None" = None
+    copy: Any = None
 
     def count_packed(self) -> None:
         """One more forward pass through the packed path."""
@@ -77,7 +83,7 @@ class State:
         counting.packed_calls += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"survey": None, "of": None}
+        return self.__dict__ | {"survey": None, "of": None, "copy": None}
 
 
 def state(module: nn.Module) -> State:
@@ -202,7 +208,7 @@ def survey(module: nn.Module, facts: Iterable[tuple[dict[str, Any], str]] = ()) 
     elif known.survey is None:
         known.survey = Survey(module, facts)
     elif known.survey.root() is not module:  # a replica has got the state along with all else
-        module.__dict__[_STATE] = replace(known, survey=Survey(module, facts), of=known.of or known)
+        module.__dict__[_STATE] = replace(known, survey=Survey(module, facts), of=known.of or known, copy=None)
     elif not known.survey.holds(module):
         known.survey = Survey(module, facts)
     return surveyed(module)

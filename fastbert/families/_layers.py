@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fastbert import encoder, functional, touched
+from fastbert import encoder, functional, prepared, touched
 from fastbert.encoder import Run
 from fastbert.families import _base, _inputs
 from fastbert.families._family import Packed, Role, stock_of
@@ -130,7 +130,7 @@ class Embeddings(Packed):
 class Attends(Packed):
     """What all self-attentions share, whatever their parts are called."""
 
-    facts = ("is_causal", "attention_head_size")
+    facts = ("is_causal", "attention_head_size", "scaling")
 
     def _attend(
         self,
@@ -155,6 +155,16 @@ class Attends(Packed):
         of_transformers = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
         context, _ = of_transformers(self, q, k, v, run.mask, dropout=dropout_p, scaling=self.scaling)
         return cast(Tensor, context.reshape(hidden_TN.shape[0], -1))
+
+    def _layer_parts(
+        self,
+        projections: tuple[nn.Module, ...],
+        first_half: tuple[nn.Module, nn.Module],
+        second_half: tuple[nn.Module, ...],
+    ) -> prepared.Parts:
+        """Of a layer, from query, key and value, the attention's output and LayerNorm, and the feed-forward's parts."""
+        of: Any = (*projections, *first_half, *second_half, self.attention_head_size, self.scaling)
+        return prepared.Parts._make(of)
 
     def why_changed(self) -> str | None:
         """What transformers reads of this module and the kernels cannot have otherwise."""
@@ -250,6 +260,16 @@ class Layer(Packed):
             stream + 2,
             rows,
         )
+
+    def _prepared_parts(self) -> prepared.Parts | None:
+        """For inference on a CPU: `fastbert.prepared`; None for a layer of another kind."""
+        attention, inner, output = self.attention, self.intermediate, self.output
+        of: prepared.Parts = attention.self._layer_parts(
+            (attention.self.query, attention.self.key, attention.self.value),
+            (attention.output.dense, attention.output.LayerNorm),
+            (inner.dense, inner.intermediate_act_fn, output.dense, output.LayerNorm),
+        )
+        return of
 
     def fusions(self) -> Fusions:
         inner, output = self.intermediate, self.output

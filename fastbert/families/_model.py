@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 
 from fastbert import encoder, functional
 from fastbert.encoder import Run
-from fastbert.families import _base, _inputs
+from fastbert.families import _base, _inference, _inputs
 from fastbert.families._family import ModelRole, stock_of
 from fastbert.families._layers import Embeddings, Encoded, Encoder, Fusions, Pooler
 from fastbert.kernels import _launch
@@ -152,9 +152,9 @@ class BaseModel(ModelRole):
             _base.state(this).count_packed()
 
         stack = self._stack()
-        layers = len(stack._layers())
+        layers = stack._layers()
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        wanted = _wanted(selection, layers + 1)
+        wanted = _wanted(selection, len(layers) + 1)
         rows = self._rows_read(inputs, selection, reads) if keep_packed or reads is not None else None
         if own_embeddings:
             embedded_TN = self.embeddings(run=run, inputs=inputs)
@@ -169,7 +169,14 @@ class BaseModel(ModelRole):
         if inputs.padding_mask is not None:
             like_BLN = embedded_TN.view(*packing.shape, -1)
             run = run._replace(mask=self._attention_mask(inputs.padding_mask, like_BLN))
-        encoded = stack(embedded_TN, run=run, wanted=wanted, rows=rows, finish=self._finish)
+        at_once = None if wanted else _inference.layers_for(this, layers, embedded_TN, run)
+        if at_once is None:
+            encoded = stack(embedded_TN, run=run, wanted=wanted, rows=rows, finish=self._finish)
+        else:
+            firsts = rows is not None and reads == "first"
+            rows = rows if firsts else None
+            last_TN = at_once.run(stack._begin(embedded_TN), packing, first_only=firsts)
+            encoded = Encoded(last_hidden_state=self._finish(last_TN, run))
         hidden_TN = encoded.last_hidden_state
         pooled = None
         if self._reads_first() is not None:
@@ -182,7 +189,7 @@ class BaseModel(ModelRole):
             firsts_BN = packing.first(hidden_TN) if rows is None else packing.blank_empty(hidden_TN)
             last = firsts_BN[:, None]
         else:
-            last = encoded.hidden_states[layers] if layers in wanted else packing.unpack(hidden_TN)
+            last = encoded.hidden_states[len(layers)] if len(layers) in wanted else packing.unpack(hidden_TN)
         output = self._output(
             last_hidden_state=last,
             **({} if pooled is None else {"pooler_output": pooled}),

@@ -73,6 +73,9 @@ class Layer(_layers.Layer):
         """What the feed-forward begins with."""
         return attended_TN
 
+    def _prepared_parts(self) -> None:
+        return None
+
     def fusions(self) -> Fusions:
         return [("feed-forward in one operator, its GELU not kept", "the LayerNorm comes first")]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.albert import modeling_albert as stock
 
-from fastbert import encoder, touched
+from fastbert import encoder, prepared, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _layers, _lm_heads, _model
 from fastbert.families._family import Packed, Role, family, named
@@ -66,6 +66,17 @@ class Layer(Packed):
             run,
             stream + 2,
             rows,
+        )
+
+    def _prepared_parts(self) -> prepared.Parts:
+        attention = self.attention
+        return cast(
+            prepared.Parts,
+            attention._layer_parts(
+                (attention.query, attention.key, attention.value),
+                (attention.dense, attention.LayerNorm),
+                (self.ffn, self.activation, self.ffn_output, self.full_layer_layer_norm),
+            ),
         )
 
     def fusions(self) -> Fusions:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.distilbert import modeling_distilbert as stock
 
-from fastbert import encoder, touched
+from fastbert import encoder, prepared, touched
 from fastbert.encoder import Run
 from fastbert.families import _heads, _inputs, _layers, _lm_heads, _model
 from fastbert.families._family import Packed, family
@@ -75,6 +75,17 @@ class Layer(Packed):
     def _packed(self, hidden_TN: Tensor, run: Run, stream: int, rows: Tensor | None) -> Tensor:
         attended = self.attention(hidden_TN, run=run, stream=stream, rows=rows, norm=self.sa_layer_norm)
         return cast(Tensor, self.ffn(attended, run=run, stream=stream + 2, rows=rows, norm=self.output_layer_norm))
+
+    def _prepared_parts(self) -> prepared.Parts:
+        attention, ffn = self.attention, self.ffn
+        return cast(
+            prepared.Parts,
+            attention._layer_parts(
+                (attention.q_lin, attention.k_lin, attention.v_lin),
+                (attention.out_lin, self.sa_layer_norm),
+                (ffn.lin1, ffn.activation, ffn.lin2, self.output_layer_norm),
+            ),
+        )
 
     def fusions(self) -> Fusions:
         ffn = self.ffn

@@ -1,0 +1,43 @@
+// bfloat16 and 8-bit integers with AVX-512 BF16 and VNNI, attention in bfloat16: Sapphire Rapids, Zen 4 and later.
+#include "instruction_sets.h"
+
+#if FASTBERT_X86
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <mutex>
+#include <stdexcept>
+#include <utility>
+
+#include "buffer.h"
+#include "encoder.h"
+#include "parallel.h"
+#include "team.h"
+
+#define FASTBERT_WIDTH 16
+#define FASTBERT_ROWS 14
+#define FASTBERT_BF16 1
+#define FASTBERT_VNNI 1
+
+// GCC's own intrinsics begin with an undefined vector.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+FASTBERT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
+namespace fastbert::avx512_bf16 {
+#include "simd_avx512.h"
+#include "simd.h"
+#include "products.h"
+#include "encoder_layers.h"
+
+std::unique_ptr<Encoder> make_bf16(const EncoderSizes& sizes) { return std::make_unique<EncoderOf<BFloat16, BFloat16>>(sizes); }
+std::unique_ptr<Encoder> make_int8(const EncoderSizes& sizes) { return std::make_unique<EncoderOf<Int8, BFloat16>>(sizes); }
+}  // namespace fastbert::avx512_bf16
+FASTBERT_TARGET_END
+
+#endif

@@ -1,0 +1,93 @@
+"""When a model's layers run prepared, as `fastbert.prepared` has them, and until when a copy of their weights is good.
+
+A copy is made in the first call that can use it. Once weights have changed, another is made when two calls in a row
+have found them the same: whoever evaluates between training steps does not pay for copies that serve once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastbert import prepared
+from fastbert.encoder import Run
+from fastbert.families import _base
+from fastbert.prepared import Prepared, Watch
+from fastbert.survey import Survey
+
+
+@dataclass(eq=False)
+class Copy:
+    """What a model has of its layers.
+
+    Attributes:
+        survey: for which it was made.  watch: over the weights.
+        layers: None while there is no copy.  why_not: there cannot be one.
+    """
+
+    survey: Survey
+    watch: Watch | None
+    layers: Prepared | None
+    why_not: str | None
+
+
+def describe(model: nn.Module, layers: Sequence[Any]) -> str:
+    """How these layers run in inference: for people."""
+    why = _why_not(model, layers)
+    return f"all layers in one call, {_precision(model)}" if why is None else f"layer by layer: {why}"
+
+
+def _why_not(model: nn.Module, layers: Sequence[Any]) -> str | None:
+    found, precision = _parts(layers), _precision(model)
+    if precision is None:
+        return "neither float32 nor bfloat16"
+    return "prepare=False" if not _base.state(model).options.prepare else prepared.why_not(found, precision)
+
+
+def layers_for(model: nn.Module, layers: Sequence[Any], embedded_TN: Tensor, run: Run) -> Prepared | None:
+    """The model's layers, if this call can use them."""
+    known = _base.state(model)
+    if torch.is_grad_enabled() or embedded_TN.device.type != "cpu" or not known.options.prepare:
+        if known.copy is not None and cast(Any, model).training:
+            known.copy = None
+        return None
+    plain = run.seed is None and not run.causal and run.mask is None and not run.called
+    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _is_watched(embedded_TN):
+        return None
+    survey = _base.surveyed(model)
+    if survey.hooked or survey.touches:
+        return None
+    copy: Copy | None = known.copy
+    if copy is not None and copy.survey is survey:
+        if copy.watch is None or not copy.watch.sees_change():
+            if copy.layers is None and copy.why_not is None:
+                copy = known.copy = _made(model, layers, survey)
+            return copy.layers
+        copy.layers = copy.why_not = None
+        return None
+    known.copy = copy = _made(model, layers, survey)
+    return copy.layers
+
+
+def _made(model: nn.Module, layers: Sequence[Any], survey: Survey) -> Copy:
+    why, found = _why_not(model, layers), _parts(layers)
+    parts = [part for part in found if part is not None]
+    whole = len(parts) == len(found)
+    made = Prepared(parts, cast(str, _precision(model))) if why is None else None
+    return Copy(survey, Watch(list(dict.fromkeys(parts))) if whole else None, made, why)
+
+
+def _parts(layers: Sequence[Any]) -> list[prepared.Parts | None]:
+    return [layer._prepared_parts() if hasattr(layer, "_prepared_parts") else None for layer in layers]
+
+
+def _precision(model: nn.Module) -> str | None:
+    return prepared.precision_of(cast(Any, model).dtype, _base.state(model).options.inference_dtype)
+
+
+def _is_watched(x: Tensor) -> bool:
+    """Whether something wants to see each operator, or x is no plain tensor."""
+    modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
+    return modes > 0 or type(x) is not Tensor

@@ -1,0 +1,356 @@
+"""Layers in one call of C++: what they compute, in every precision, and that they are never stale.
+
+Dimension key:  T packed tokens   N features
+"""
+
+import copy
+import pickle
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fastbert
+from fastbert.families import _base
+from fastbert.packing import Packing
+from fastbert.prepared import PRECISIONS, Parts, Prepared, why_no_precision
+from tests.families import BASES
+from tests.models import batch, config_of, head_of, mask_named
+
+HERE = [precision for precision in PRECISIONS if why_no_precision(precision) is None]
+needs_fp32 = pytest.mark.skipif("fp32" not in HERE, reason=str(why_no_precision("fp32")))
+# Of LayerNorm's outputs, which are about 1: two layers' worth of rounding.
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.15}
+
+
+def layer_of(N: int, heads: int, head_dim: int, inner: int, form: str, bias: bool) -> tuple[Parts, nn.ModuleList]:
+    context = heads * head_dim
+    sizes = [(N, context)] * 3 + [(context, N), (N, inner), (inner, N)]
+    linears = [nn.Linear(*size, bias=bias) for size in sizes]
+    norms = [nn.LayerNorm(N, eps=1e-6), nn.LayerNorm(N, eps=1e-6)]
+    for norm in norms:
+        nn.init.normal_(norm.weight, 1, 0.1)
+        nn.init.normal_(norm.bias, 0, 0.1)
+    q, k, v, o, up, down = linears
+    parts = Parts(q, k, v, o, norms[0], up, nn.GELU(form), down, norms[1], head_dim, head_dim**-0.5)
+    return parts, nn.ModuleList([*linears, *norms])
+
+
+def exact(parts: Parts, hidden_TN: Tensor, lengths: list[int]) -> Tensor:
+    """A layer in the dtype of its weights, sequence by sequence."""
+    split = (-1, parts.query.out_features // parts.head_dim, parts.head_dim)
+    done = []
+    for x in hidden_TN.split(lengths):
+        q, k, v = (dense(x).unflatten(-1, split[1:]).transpose(0, 1) for dense in (parts.query, parts.key, parts.value))
+        p = (q @ k.mT * parts.scale).softmax(-1)
+        x = parts.attention_norm(parts.attention_out((p @ v).transpose(0, 1).flatten(1)) + x)
+        done.append(parts.norm(parts.out(parts.activation(parts.inner(x))) + x))
+    return torch.cat(done)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@settings(max_examples=25, deadline=None)
+@given(
+    heads=st.integers(1, 4),
+    head_dim=st.sampled_from([1, 8, 16, 20, 32, 33, 64, 128, 130]),
+    N=st.sampled_from([1, 7, 16, 48, 60, 64, 65, 130]),
+    inner=st.integers(1, 150),
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    long=st.sampled_from([0, 97, 257]),
+    form=st.sampled_from(["none", "tanh"]),
+    bias=st.booleans(),
+    threads=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_values(
+    precision: str,
+    heads: int,
+    head_dim: int,
+    N: int,
+    inner: int,
+    lengths: list[int],
+    long: int,
+    form: str,
+    bias: bool,
+    threads: int,
+    seed: int,
+) -> None:
+    if precision not in HERE:
+        pytest.skip(str(why_no_precision(precision)))
+    torch.manual_seed(seed)
+    parts, modules = layer_of(N, heads, head_dim, inner, form, bias)
+    lengths = [*lengths, long]
+    hidden_TN, packing = torch.randn(sum(lengths), N), Packing.from_lengths(lengths)
+    layers = Prepared([parts, parts], precision)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            actual, firsts = (layers.run(hidden_TN, packing, first_only=first) for first in (False, True))
+            modules.double()
+            expected = exact(parts, exact(parts, hidden_TN.double(), lengths), lengths)
+            # LayerNorm of a feature or two is steep: what it makes of a rounding has no bound.
+            if N > 4:
+                torch.testing.assert_close(actual.double(), expected, atol=TOLERANCE[precision], rtol=0)
+    finally:
+        torch.set_num_threads(before)
+    for (start, end), first in zip(pairwise(packing.cu_seqlens.tolist()), firsts, strict=True):
+        assert torch.equal(first, actual[start] if end > start else torch.zeros(N))
+
+
+@pytest.mark.parametrize("precision", HERE)
+def test_neither_neighbours_nor_threads_change_a_bit(precision: str) -> None:
+    parts, _ = layer_of(48, 3, 16, 80, "none", True)
+    layers, lengths = Prepared([parts], precision), [5, 1, 130, 17, 33]
+    hidden_TN, before = torch.randn(sum(lengths), 48), torch.get_num_threads()
+    expected = layers.run(hidden_TN, Packing.from_lengths(lengths))
+    for x, y in zip(hidden_TN.split(lengths), expected.split(lengths), strict=True):
+        assert torch.equal(layers.run(x, Packing.from_lengths([len(x)])), y)
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(layers.run(hidden_TN, Packing.from_lengths(lengths)), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", HERE)
+def test_what_is_not_finite_stays_in_its_sequence(precision: str) -> None:
+    parts, _ = layer_of(48, 3, 16, 80, "none", True)
+    layers, lengths = Prepared([parts], precision), [5, 40, 17]
+    hidden_TN = torch.randn(sum(lengths), 48)
+    clean = layers.run(hidden_TN, Packing.from_lengths(lengths)).split(lengths)
+    hidden_TN[7] = torch.nan
+    spoilt = layers.run(hidden_TN, Packing.from_lengths(lengths)).split(lengths)
+    assert torch.equal(spoilt[0], clean[0])
+    assert torch.equal(spoilt[2], clean[2])
+    if precision != "int8":  # of which a NaN is no number
+        assert spoilt[1].isnan().all()
+
+
+def both(name: str = "BertModel", **options: Any) -> tuple[Any, Any]:
+    stock = getattr(transformers, name)(config_of(name)).eval()
+    with torch.no_grad():
+        for weight in stock.parameters():  # biases too
+            weight.add_(torch.randn_like(weight), alpha=0.05)
+    return stock, fastbert.patch(copy.deepcopy(stock), **options)
+
+
+def copy_of(model: nn.Module) -> Any:
+    return _base.state(model).copy
+
+
+def hidden(model: Any, name: str = "BertModel") -> Tensor:
+    """Of the same batch each time."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        inputs = batch(name, mask_named("right"))
+        return model(**inputs)[0][inputs["attention_mask"].bool()]
+
+
+POST_NORM = [name for name in BASES if name not in ("RobertaPreLayerNormModel", "XLMRobertaXLModel")]
+
+
+@needs_fp32
+@pytest.mark.parametrize("name", BASES)
+def test_every_family_that_normalises_behind_its_sums(name: str) -> None:
+    stock, fast = both(name)
+    torch.testing.assert_close(hidden(fast, name), hidden(stock, name), atol=1e-5, rtol=1e-5)
+    said = str(fastbert.report(fast))
+    if name in POST_NORM:
+        assert copy_of(fast).layers.precision == "fp32"
+        assert "inference on a CPU: all layers in one call, fp32" in said
+    else:
+        assert copy_of(fast).layers is None
+        assert "inference on a CPU: layer by layer: layers of another kind than BERT's" in said
+
+
+@needs_fp32
+def test_a_head_gets_each_first_token() -> None:
+    name = "RobertaForSequenceClassification"
+    stock, fast = both(name)
+    inputs = batch(name, mask_named("right"))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(**inputs).logits, stock(**inputs).logits, atol=1e-5, rtol=1e-5)
+    assert head_of(name) == "ForSequenceClassification"
+    assert copy_of(fast.roberta).layers is not None
+
+
+def _load(model: Any) -> None:
+    model.load_state_dict({key: value + 0.1 for key, value in model.state_dict().items()})
+
+
+def _in_place(model: Any) -> None:
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[3].zero_()
+
+
+def _other_parameter(model: Any) -> None:
+    model.encoder.layer[0].attention.self.value.bias = nn.Parameter(torch.randn(48))
+
+
+def _other_tensor(model: Any) -> None:
+    model.encoder.layer[0].intermediate.dense.weight.data = torch.randn(96, 48)
+
+
+def _other_module(model: Any) -> None:
+    model.encoder.layer[2].intermediate.dense = nn.Linear(48, 96)
+
+
+def _step(model: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model(**batch("BertModel", mask_named("right")))[0][:, 0, :5].sum().backward()
+    optimizer.step()
+
+
+def _hook(model: Any) -> None:
+    model.encoder.layer[1].output.LayerNorm.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def _scaling(model: Any) -> None:
+    model.encoder.layer[1].attention.self.scaling = 0.05
+
+
+def _eps(model: Any) -> None:
+    for layer in model.encoder.layer:
+        layer.attention.output.LayerNorm.eps = layer.output.LayerNorm.eps = 0.5
+
+
+def _no_bias(model: Any) -> None:
+    model.encoder.layer[0].output.dense.bias = None
+
+
+def _activation(model: Any) -> None:
+    for layer in model.encoder.layer:
+        layer.intermediate.intermediate_act_fn = nn.ReLU()
+
+
+def _half(model: Any) -> None:
+    model.bfloat16()
+
+
+def _fewer_layers(model: Any) -> None:
+    del model.encoder.layer[1]
+
+
+CHANGES = [_load, _in_place, _other_parameter, _other_tensor, _other_module, _step, _hook, _scaling, _eps, _no_bias]
+CHANGES += [_activation, _half, _fewer_layers]
+
+
+@needs_fp32
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+def test_it_is_never_stale(change: Any) -> None:
+    torch.manual_seed(3)
+    stock, fast = both()
+    before = hidden(fast)
+    assert copy_of(fast).layers is not None
+    for model in (stock, fast):
+        torch.manual_seed(4)
+        change(model)
+    expected = hidden(stock)
+    tolerance = 0.05 if expected.dtype == torch.bfloat16 else 1e-5
+    assert (expected - before).abs().max() > 10 * tolerance or change is _half
+    for _ in range(3):  # the first call after a change finds it, the next makes another copy
+        torch.testing.assert_close(hidden(fast), expected, atol=tolerance, rtol=tolerance)
+
+
+@needs_fp32
+def test_weights_that_change_all_the_time_are_not_copied_each_time() -> None:
+    _, fast = both()
+    hidden(fast)
+    for _ in range(3):
+        _in_place(fast)
+        hidden(fast)
+        assert copy_of(fast).layers is None
+    hidden(fast)
+    assert copy_of(fast).layers is not None
+
+
+@needs_fp32
+def test_it_is_given_back() -> None:
+    _, fast = both()
+    hidden(fast)
+    assert copy_of(copy.deepcopy(fast)) is None
+    assert copy_of(pickle.loads(pickle.dumps(fast))) is None
+    fast.train()(**batch("BertModel", mask_named("right")))
+    assert copy_of(fast) is None
+    hidden(fast.eval())
+    assert copy_of(fast) is not None
+    assert copy_of(fastbert.unpatch(fast)) is None
+
+
+def test_calls_that_cannot_have_it() -> None:
+    inputs = batch("BertModel", mask_named("right"))
+    stock, fast = both(prepare=False)
+    torch.testing.assert_close(hidden(fast), hidden(stock), atol=1e-5, rtol=1e-5)
+    assert copy_of(fast) is None
+    assert "layer by layer: prepare=False" in str(fastbert.report(fast))
+    stock, fast = both()
+    fast(**inputs)  # with gradients
+    with torch.no_grad():
+        for asked in ({"output_hidden_states": True}, {"output_attentions": True}):
+            fast(**inputs, **asked)
+        fast.train()(**inputs)  # drops
+        with torch.autocast("cpu", torch.bfloat16):
+            fast.eval()(**inputs)
+    assert copy_of(fast) is None
+    with torch.inference_mode():
+        made_inside = fastbert.patch(copy.deepcopy(stock).to(torch.float64).to(torch.float32))
+        made_inside(**inputs)
+    assert copy_of(made_inside).layers is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_another_precision_than_the_models(precision: str) -> None:
+    if precision not in HERE:
+        with pytest.raises(ValueError, match=f"inference_dtype='{precision}': the CPU has no|was not built"):
+            both(inference_dtype=precision)
+        return
+    stock, fast = both(inference_dtype=precision)
+    actual, expected = hidden(fast), hidden(stock)
+    assert actual.dtype == torch.float32
+    assert 1e-4 < (actual - expected).abs().max() < TOLERANCE[precision]
+    assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.999
+    assert f"all layers in one call, {precision}" in str(fastbert.report(fast))
+    assert all(weight.dtype == torch.float32 for weight in fast.parameters())
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match="inference_dtype must be 'bf16', 'int8' or None, but is 'int4'"):
+        both(inference_dtype="int4")
+    if "int8" in HERE:
+        with pytest.raises(ValueError, match="inference_dtype needs prepare=True"):
+            both(inference_dtype="int8", prepare=False)
+
+
+@needs_fp32
+def test_bad_calls_of_the_extension() -> None:
+    from fastbert import _C
+
+    sizes = {"hidden": 16, "heads": 2, "head_dim": 8, "inner": 8, "eps": 1e-6, "scale": 1.0, "tanh_gelu": False}
+    encoder = _C.Encoder(precision="fp32", **sizes)
+    ones = np.ones((3, 16), np.float32)
+    for bounds, order, message in (
+        ([0, 2], [], "cu_seqlens must rise from 0"),
+        ([1, 3], [], "cu_seqlens must rise from 0"),
+        ([0, 4, 3], [], "cu_seqlens must rise from 0"),
+        ([0, 3], [0], "no such layer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.run(ones, np.array(bounds, np.int32), order, False, 1)
+    with pytest.raises(ValueError, match="hidden must be"):
+        encoder.run(ones[:, :8], np.array([0, 3], np.int32), [], False, 1)
+    with pytest.raises(ValueError, match="16 weights"):
+        encoder.add_layer([ones])
+    with pytest.raises(ValueError, match="another size"):
+        encoder.add_layer([ones] * 16)
+    with pytest.raises(ValueError, match="sizes must be positive"):
+        _C.Encoder(precision="fp32", **(sizes | {"heads": 0}))
+    with pytest.raises(ValueError, match="precision"):
+        _C.Encoder(precision="fp64", **sizes)
