@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -348,25 +350,16 @@ def test_a_classifier_is_no_embedder(tmp_path: Path, kind: str, instead: str) ->
         Embedder(tiny_checkpoint(tmp_path, kind))
 
 
-def test_the_hub_is_asked_for_a_folders_files(whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
-
-    asked = []
-
+def test_the_hub_is_asked_for_a_folders_files(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(name: str, file: str, *, local_files_only: bool) -> str:
-        asked.append(file)
         if not (Path(whole) / file).is_file():
-            raise EntryNotFoundError("not there")
+            raise EntryNotFoundError(file)
         return f"{whole}/{file}"
 
     monkeypatch.setattr(huggingface_hub, "model_info", lambda name, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    for name in ("load_packed", "load_tokenizer"):
-        real = getattr(fastbert.inference.loading, name)
-        monkeypatch.setattr(
-            f"fastbert.inference.vectors.{name}",
-            lambda n, *a, real=real, **k: real(*(w if w != "some/one" else whole for w in (n, *a)), **k),
-        )
-    np.testing.assert_array_equal(Embedder("some/one").encode(TEXTS), Embedder(whole).encode(TEXTS))
-    assert {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"} <= set(asked)
+    there, here = (read_folder(name, DENSE) for name in ("some/one", whole))
+    assert (there.modules, there.prompts, there.transformer) == (here.modules, here.prompts, "some/one")
+    vectors = torch.randn(3, 64)
+    actual, expected = (load_modules(folder, 32)[1](vectors) for folder in (there, here))
+    torch.testing.assert_close(actual, expected, atol=0, rtol=0)
