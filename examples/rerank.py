@@ -23,8 +23,7 @@ def main() -> None:
     options.add_argument("--model", default="cross-encoder/ms-marco-MiniLM-L6-v2", help="a folder, or on the hub")
     given = options.parse_args()
 
-    reranker = CrossEncoder(given.model)
-    fastbert.patch(reranker.model)
+    reranker = fastbert.patch(CrossEncoder(given.model))
     texts = (given.texts.read_text(encoding="utf-8") if given.texts else FOUND).splitlines()
     for hit in reranker.rank(given.query, texts):
         print(f"{hit['score']:6.2f}  {texts[hit['corpus_id']]}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastbert.families._base import FellBack as FellBack
     from fastbert.inference.embedder import Embedder as Embedder
+    from fastbert.inference.sparse import SparseEmbedder as SparseEmbedder
     from fastbert.models import *  # noqa: F403
     from fastbert.patching import Report as Report
     from fastbert.patching import patch as patch
@@ -20,6 +21,7 @@ _HOMES = {
     "Embedder": "inference.embedder",
     "FellBack": "families._base",
     "Report": "patching",
+    "SparseEmbedder": "inference.sparse",
     "patch": "patching",
     "report": "patching",
     "unpatch": "patching",

@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from fastbert.errors import InputError
@@ -100,17 +98,6 @@ def load_fables() -> list[Fable]:
     return [Fable(**json.loads(line)) for line in text.splitlines()]
 
 
-def longest(name: str) -> int | None:
-    """Tokens that a sentence encoder was made for, where its checkpoint says so: often fewer than the model takes."""
-    file = "sentence_bert_config.json"
-    try:
-        path = Path(name) / file if Path(name).is_dir() else Path(huggingface_hub.hf_hub_download(name, file))
-        limit: int | None = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
-    except OSError:  # which the hub's errors are too
-        return None
-    return limit
-
-
 def search(
     embedder: Embedder,
     fables: list[Fable],
@@ -124,7 +111,7 @@ def search(
         embedder: with normalize=True.  vectors: of the fables' texts, of length 1.
     """
     answers = []
-    for query, scores in zip(queries, embedder.encode(queries) @ vectors.T, strict=True):
+    for query, scores in zip(queries, embedder.encode(queries, "query") @ vectors.T, strict=True):
         best = np.argsort(-scores)[:top_k]
         answers.append(Answer(query, [(fables[i], float(scores[i])) for i in best]))
     return answers
@@ -153,7 +140,7 @@ def compare(
     transformers gets the batches padded with a mask, fastbert packed.
 
     Args:
-        fast: with normalize=True and mean pooling.  stock: the same weights, not patched.
+        fast: with normalize=True.  stock: the same weights, not patched.
         batches: rows of `tokens`.
         progress: called with the number of texts that have just been done, 2 x (1 + TURNS) times.
     """
@@ -187,6 +174,5 @@ def _stock_batch(fast: Embedder, stock: PreTrainedModel, tokens: Tokens, rows: n
     ends = tokens.lengths.cumsum()
     ids = [tokens.ids[ends[row] - tokens.lengths[row] : ends[row]].tolist() for row in rows]
     batch = fast.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(stock.device)
-    hidden_BLN = stock(**batch).last_hidden_state.float()
-    keep_BL1 = batch["attention_mask"][:, :, None]
-    return F.normalize((hidden_BLN * keep_BL1).sum(1) / keep_BL1.sum(1), dim=-1)
+    hidden_BLN = stock(**batch).last_hidden_state
+    return fast.vectors(hidden_BLN[batch["attention_mask"].bool()], fast.batch(tokens, rows))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
 from fastbert.errors import InputError
 
@@ -34,3 +34,27 @@ def only_local(name: str, *files: str) -> bool:
             return True
         raise InputError(f"{name}: no such directory, and the Hugging Face hub cannot be reached") from error
     return False
+
+
+def find(name: str, file: str, *, local: bool) -> Path | None:
+    """A file of a model in a folder or on the hub; None where it has none.
+
+    Args:
+        local: what `only_local` says of this model.
+    """
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=local))
+    except EntryNotFoundError:
+        return None
+
+
+def subfolder(name: str, folder: str, *, local: bool) -> str:
+    """Where a folder of a model lies on this machine, fetched from the hub where `name` is no folder."""
+    if Path(name).is_dir():
+        return str(Path(name) / folder)
+    return str(
+        Path(huggingface_hub.snapshot_download(name, allow_patterns=f"{folder}/*", local_files_only=local), folder)
+    )

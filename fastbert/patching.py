@@ -29,7 +29,7 @@ def patch(
     residual_dtype: str | None = None,
     last_layer_subset: bool = True,
     lazy_logits: bool = True,
-    padded_rows: str = "zeros",
+    padded_rows: str | None = None,
     prepare: bool = True,
     inference_dtype: str | None = None,
 ) -> Model:
@@ -52,7 +52,8 @@ def patch(
         padded_rows: "zeros" for hidden states and logits of padding, which then costs nothing; "computed" for
             transformers' values, for models that read them: ColBERT's query vectors of [MASK], whose mask is 0, or a
             loss over all rows. A batch with padding then costs what a full one of its size does, and its attention is
-            transformers' own.
+            transformers' own. Where it is None, "computed" for sentence-transformers' query expansion with attend=False
+            as it is set at this moment, "zeros" for all else.
         prepare: in inference on a CPU (`torch.no_grad()`, evaluation mode) run all layers in one call of C++, over a
             copy of their weights. It takes as much memory as the layers, is made anew when weights change, and given
             back in training. What is written through a parameter's `.data` is not seen: patch the model again.
@@ -66,7 +67,7 @@ def patch(
         TypeError: if that is no model, but a name, a class or a pipeline.
         ValueError: if the model contains nothing that fastbert knows, or an option is none of these.
     """
-    if padded_rows not in ("zeros", "computed"):
+    if padded_rows not in ("zeros", "computed", None):
         raise ValueError(f"padded_rows must be 'zeros' or 'computed', but is {padded_rows!r}")
     if residual_dtype not in _RESIDUAL_DTYPES:
         raise ValueError(f"residual_dtype must be 'bf16', 'fp16' or None, but is {residual_dtype!r}")
@@ -77,6 +78,8 @@ def patch(
     if inference_dtype is not None and not prepare:
         raise ValueError("inference_dtype needs prepare=True")
     _check_known(model, "patch")
+    if padded_rows is None:
+        padded_rows = "computed" if any(map(_scores_padding, model.modules())) else "zeros"
     options = _base.Options(
         strict=strict,
         residual_dtype=_RESIDUAL_DTYPES[residual_dtype],
@@ -88,6 +91,12 @@ def patch(
     )
     _base.swap(model, options)
     return model
+
+
+def _scores_padding(module: nn.Module) -> bool:
+    """Whether it is sentence-transformers' Transformer that fills queries up with tokens whose mask is 0."""
+    expansion = getattr(module, "query_expansion", None)
+    return isinstance(expansion, dict) and not expansion.get("attend", True)
 
 
 def _check_module(model: nn.Module, verb: str) -> None:

@@ -1,7 +1,6 @@
 """The demo: what it finds, what it says of both sides' times, and when it says nothing of them."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,15 +90,8 @@ def test_both_sides_are_timed_on_the_same_batches(checkpoint: str) -> None:
     assert result.difference < 1e-6
 
 
-def test_texts_are_cut_where_the_encoder_was_trained_to(checkpoint: str, tmp_path: Path) -> None:
-    assert demo.longest(checkpoint) is None
-    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
-    assert demo.longest(str(tmp_path)) == 20
-    assert demo.longest(minilm()) == 256
-
-
 def test_it_finds_the_fables() -> None:
-    embedder = Embedder.from_pretrained(minilm(), normalize=True, max_length=256)
+    embedder = Embedder(minilm())
     fables = demo.load_fables()
     vectors = embedder.encode([fable.text for fable in fables])
     best = [answer.hits[0][0] for answer in demo.search(embedder, fables, vectors)]

@@ -28,25 +28,18 @@ def demo(
     device: DeviceOption = None,
 ) -> None:
     """Search a hundred fables by meaning, and compare vectors and times with transformers."""
-    import copy
-
     from transformers import AutoModel
 
     from fastbert import demo
-    from fastbert.families._base import max_tokens
     from fastbert.inference.embedder import Embedder
-    from fastbert.inference.loading import load_model, load_tokenizer
-    from fastbert.patching import patch
+    from fastbert.inference.loading import load_model
 
     target = torch_device(device)
     name = str(demo.find_model()) if model is None else model
-    stock = load_model(AutoModel, name).to(target, torch_dtype(dtype))  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(name)
-    limit = min(demo.longest(name) or max_tokens(stock), max_tokens(stock), tokenizer.model_max_length)
-    fast = Embedder(patch(copy.deepcopy(stock)), tokenizer, normalize=True, batch_tokens=2048, max_length=limit)
+    fast = Embedder(name, normalize=True, batch_tokens=2048, dtype=torch_dtype(dtype), device=target)
     fables = demo.load_fables()
     start = time.perf_counter()
-    tokens = fast.tokenize([fable.text for fable in fables])
+    tokens = fast.tokenize([fable.text for fable in fables], prompt="document")
     with progress("reading", len(tokens.ids), "tokens") as advance:
         vectors = fast.encode_tokens(tokens, advance)
     seconds = time.perf_counter() - start
@@ -60,6 +53,7 @@ def demo(
     if query:
         return
     console.print()
+    stock = load_model(AutoModel, fast.folder.transformer).to(target, torch_dtype(dtype))  # type: ignore[arg-type]
     batches = demo.sample(tokens, every=4 if target.type == "cpu" else 1)  # ten seconds on two cores
     texts = 2 * (1 + demo.TURNS) * sum(map(len, batches))
     with progress("comparing with transformers", texts, "fables") as advance:

@@ -33,6 +33,7 @@ class Batch:
         rows: (B,) which texts.  lengths: (B,) int64, their tokens, on the host.
         input_ids: (1, T) int32.  token_type_ids: (1, T), or None where all are 0.
         cu_seqlens: (B + 1,) int32, where each text begins, and T.
+        prompt: as in `Tokens`.
     """
 
     rows: npt.NDArray[np.int64]
@@ -40,6 +41,7 @@ class Batch:
     input_ids: Tensor
     token_type_ids: Tensor | None
     cu_seqlens: Tensor
+    prompt: int = 0
 
     @property
     def tokens(self) -> int:
@@ -138,6 +140,7 @@ class Engine:
             self._to_device(tokens.ids[flat])[None],
             None if tokens.types is None else self._to_device(tokens.types[flat].astype(np.int32))[None],
             self._to_device(cu_seqlens),
+            tokens.prompt,
         )
 
     def _warm_up(self, longest: int) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,7 @@ from transformers.utils import logging
 from fastbert import hub
 from fastbert.errors import InputError
 from fastbert.families._base import model_types
+from fastbert.patching import patch
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
@@ -53,6 +54,18 @@ def load_model(kind: Any, name: str, *, may_miss: Sequence[str] = ("pooler.",)) 
         raise InputError(_lacks(name, model, missing))
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def load_packed(
+    kind: Any, name: str, *, dtype: torch.dtype, device: torch.device | str, may_miss: Sequence[str] = ("pooler.",)
+) -> PreTrainedModel:
+    """`load_model`, in that dtype on that device, patched: what an engine runs.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    model: Any = load_model(kind, name, may_miss=may_miss)
+    return patch(cast(PreTrainedModel, model.to(device, dtype)))
 
 
 def load_weights(kind: Any, name: str, **options: Any) -> tuple[Any, list[str]]:

@@ -19,6 +19,7 @@ class Tokens:
         unknown: how many tokens are the unknown one.
         types: (T,) int8, the token types of pairs; None where all are 0.
         cut: how many were longer than they may be.
+        prompt: how many at the head of each belong to a prompt that takes no part in pooling.
     """
 
     ids: npt.NDArray[np.int32]
@@ -26,6 +27,7 @@ class Tokens:
     unknown: int = 0
     types: npt.NDArray[np.int8] | None = None
     cut: int = 0
+    prompt: int = 0
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
