@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastbert.families._base import FellBack as FellBack
     from fastbert.inference.embedder import Embedder as Embedder
+    from fastbert.inference.graphs import Graphs as Graphs
+    from fastbert.inference.graphs import graphs as graphs
     from fastbert.models import *  # noqa: F403
     from fastbert.patching import Report as Report
     from fastbert.patching import patch as patch
@@ -19,6 +21,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Embedder": "inference.embedder",
     "FellBack": "families._base",
+    "Graphs": "inference.graphs",
+    "graphs": "inference.graphs",
     "Report": "patching",
     "patch": "patching",
     "report": "patching",
