@@ -102,7 +102,7 @@ _PRODUCT_TILES: dict[str, tuple[Tiles, ...]] = {
 
 _INT8_TILES: dict[str, tuple[Tiles, ...]] = {
     "wgmma": (Tiles(128, 256, 128, 8, 3), Tiles(128, 128, 128, 4, 3), Tiles(128, 128, 64, 4, 4)),
-    "tcgen05": (Tiles(128, 128, 128, 4, 3), Tiles(128, 256, 128, 8, 3)),
+    "tcgen05": (Tiles(128, 128, 64, 4, 3), Tiles(64, 128, 128, 4, 3)),
     "mma": (Tiles(128, 128, 64, 4, 3), Tiles(64, 128, 128, 4, 3), Tiles(128, 64, 64, 4, 4)),
 }
 

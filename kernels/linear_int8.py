@@ -65,10 +65,10 @@ def _linear_int8_fwd_kernel(
 
 def default_tiles(chip: _launch.Chip) -> Tiles:
     """Where `_product.TILES` has none that were measured."""
-    return Tiles(128, 128, 128, 8, 3) if chip.tensor_cores != "mma" else Tiles(128, 128, 64, 8, 3)
+    return Tiles(128, 128, 128 if chip.tensor_cores == "wgmma" else 64, 8, 3)
 
 
-BYTEWISE = Tiles(64, 64, 32, 4, 2)  # rows that do not begin at multiples of 16 are loaded byte by byte, into registers
+BYTEWISE = Tiles(64, 64, 64, 4, 2)  # rows that do not begin at multiples of 16 are loaded byte by byte, into registers
 
 
 def _launch_fwd(

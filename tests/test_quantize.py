@@ -93,6 +93,7 @@ def test_zeros_the_smallest_and_the_largest(N: int, device: str) -> None:
     x = torch.tensor(values, device=device)[:, None].repeat(1, N)
     q, scale = quantize_rows_fwd(x, None)
     assert torch.isfinite(scale).all()
+    assert (scale > 0).all()
     torch.testing.assert_close(q * scale[:, None], x, atol=1e-31, rtol=1e-2)
     assert not q[0].any()
 
