@@ -8,6 +8,8 @@ bfloat16 autocast. A provider may be off from float32 by twice what transformers
 compared on the first sequences of the batch, for float32 takes twice the memory.
 
 "transformers SDPA" is attention by PyTorch's own choice of backend, "cuDNN" by cuDNN's wherever that has a kernel.
+"CUDA graph" is one for the very tensors that are timed, which the bench replays: the floor; "graphs" are those of
+`fastbert.graphs`, as a user has them.
 """
 
 import contextlib
@@ -129,12 +131,15 @@ def _providers(case: dict[str, Any], bench: Bench, work: Work) -> dict[str, Call
         cudnn: bool = False,
         compile: bool | None = None,
         graph: bool = False,
+        graphs: bool = False,
         counts: bool = False,
     ) -> Ready:
         counted = replace(work, flops=_count_flops(case, batch, device)) if counts else None
         model = make_model(case, device, attention=attention)
         if patch:
             fastbert.patch(model, strict=True)
+        if graphs:
+            fastbert.graphs(model)
         call: Any = model if compile is None else compiled(model, dynamic=compile)
         call = prefer_cudnn(call) if cudnn else call
         wrong = check().wrong(model, call)
@@ -158,6 +163,7 @@ def _providers(case: dict[str, Any], bench: Bench, work: Work) -> dict[str, Call
     if not goal:
         providers["reference"] = plain
     if device == "cuda" and inference and case["batch"] <= 8 and case["lengths"] == "full":
+        providers[f"{OURS}, graphs"] = lambda: ready("sdpa", patch=True, graphs=True)
         providers[f"{OURS}, CUDA graph"] = lambda: ready("sdpa", patch=True, graph=True)
         providers["transformers SDPA, CUDA graph"] = lambda: ready("sdpa", graph=True)
     if bench.compiles and (device == "cuda" or (inference and case["model"] == "MiniLM")):

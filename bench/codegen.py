@@ -34,6 +34,7 @@ OUTPUT = ROOT / "bench/results/codegen.md"
 SPILLS = r"LDL|STL"
 FMA = r"F(FMA|MUL|ADD)2?"
 WAIT = "WARPGROUP.DEPBAR"
+PRODUCTS = rf"{TENSOR}|IG?MMA"  # those of int8 too
 
 
 class Report(NamedTuple):
@@ -64,9 +65,13 @@ def report(launch: Launch) -> Report:
         faults.append("does not fit a multiprocessor")
     if code.scalar_products or (code.half_products and not total(code.kernel, TENSOR)):
         faults.append("a product of 16-bit operands without tensor cores")
-    waits, products = (sum(n for it, n in code.kernel.items() if it.startswith(name)) for name in (WAIT, "HGMMA"))
+    waits, products = (
+        sum(n for it, n in code.kernel.items() if it.startswith(name)) for name in (WAIT, ("HGMMA", "IGMMA"))
+    )
     if waits >= 0.7 * products > 0:
         faults.append(f"{waits} waits for {products} tensor-core instructions")
+    if launch.signature.get("weight_ptr") == "*i8" and not total(code.kernel, PRODUCTS):
+        faults.append("a product of int8 without tensor cores")
     faults += [it for it in code.warnings if "Potential Performance Loss" in it]  # C7519, a fence more, costs nothing
     return Report(launch, code, programs, _tile(launch.named) / (32 * num_warps), tuple(faults))
 
@@ -110,7 +115,7 @@ def row(it: Report) -> tuple[str, ...]:
         return f"{n / it.elements:.1f}"
 
     moves = sum(n for opcode, n in it.code.loop.items() if opcode.startswith("IMAD.MOV"))
-    products = sorted({name for opcode in it.code.kernel if re.fullmatch(TENSOR, name := opcode.partition(".")[0])})
+    products = sorted({name for opcode in it.code.kernel if re.fullmatch(PRODUCTS, name := opcode.partition(".")[0])})
     return (
         it.launch.kernel.removeprefix(f"_{it.launch.operator}_").removesuffix("_kernel"),
         it.launch.dtype,

@@ -16,6 +16,7 @@ from fastbert import _library, functional  # noqa: F401  functional registers ev
 from fastbert.kernels import _attention_tiles, _launch, _product
 from fastbert.kernels import embedding as embedding_module
 from fastbert.kernels import layer_norm as layer_norm_module
+from fastbert.kernels import linear_int8 as linear_int8_module
 
 
 def attention(dtype: str, head_dim: int, seqlens: list[int], dropout_p: float, causal: bool = False) -> Case:
@@ -183,6 +184,39 @@ def product_cases() -> Iterator[Case]:
     yield from (product(dtype, "none", keep_pre=True) for dtype in ("fp32", "tf32"))
 
 
+def linear_int8(dtype: str, gelu: str | None, K: int = 768, usual: bool = False) -> Case:
+    """With all tiles that `make tune` tries, and those of a call where nothing was measured."""
+
+    def launch() -> None:
+        x, weight = (torch.empty(rows, K, dtype=torch.int8) for rows in (4099, 3072))
+        scales, out = (torch.empty(rows) for rows in (4099, 3072)), DTYPES[dtype]
+        x_scale, weight_scale = scales
+        for tiles in tune.int8_tiles(_launch.chip(x.device)):
+            with mock.patch.object(linear_int8_module, "default_tiles", lambda _chip, tiles=tiles: tiles):
+                _launcher("linear_int8_fwd")(x, x_scale, weight, weight_scale, torch.empty(3072, dtype=out), gelu, out)
+
+    return Case("linear_int8", dtype, launch, usual)
+
+
+def quantize(dtype: str, N: int, usual: bool = False) -> Case:
+    def launch() -> None:
+        x, residual = torch.empty(2, 4099, N, dtype=DTYPES[dtype]).unbind()
+        x_bias, weight, bias = torch.empty(3, N, dtype=DTYPES[dtype]).unbind()
+        for gelu in (None, "none"):
+            _launcher("quantize_rows_fwd")(x, gelu)
+        _launcher("layer_norm_int8_fwd")(x, x_bias, residual, weight, bias, 1e-12)
+
+    return Case("quantize", dtype, launch, usual)
+
+
+def int8_cases() -> Iterator[Case]:
+    yield linear_int8("bf16", None, usual=True)
+    yield linear_int8("bf16", "none")
+    yield linear_int8("bf16", None, K=770)
+    yield from (quantize("bf16", N, usual=N == 768) for N in (384, 768, 1024, 3072, 4096))
+    yield quantize("fp32", 768)
+
+
 def tuned(case: Case, module: ModuleType, attribute: str, answers: Callable[[], list[Any]]) -> Case:
     """A case with each of some answers in the place of the launcher's own, as `make tune` tries them."""
 
@@ -225,6 +259,7 @@ CASES: tuple[Callable[[], Iterator[Case]], ...] = (
     cross_entropy_cases,
     product_cases,
     tuned_cases,
+    int8_cases,
 )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.record import Work
 from bench.shapes import VOCABULARY, tokens_of
 from fastbert import functional, reference
-from fastbert.kernels import _attention_tiles, _launch, _product, attention, embedding, ffn, layer_norm
+from fastbert.kernels import _attention_tiles, _launch, _product, attention, embedding, ffn, layer_norm, linear_int8
 from fastbert.kernels._launch import Blocks
 from fastbert.kernels._product import Product, Tiles, size_class
 
@@ -80,6 +80,7 @@ PAIRED = [
 CHUNKS = 64, 16, 128
 _FORMS = ("none", True), ("none", False)  # GELU and whether its input is kept: training, inference
 _PLAIN_PRODUCTS = (1024, 3072), (768, 2304), (4096, 1024), (3072, 768), (1024, 1024), (768, 768)  # K and N
+_INT8_PRODUCTS = (768, 2304), (768, 768), (768, 3072), (3072, 768), (1024, 4096), (4096, 1024)
 # Tiles of products, likewise: through TMA, and with pointers
 _PRODUCT_TILES: dict[str, tuple[Tiles, ...]] = {
     "TMA": (
@@ -97,6 +98,18 @@ _PRODUCT_TILES: dict[str, tuple[Tiles, ...]] = {
         Tiles(128, 64, 32, 4, 4),
     ),
 }
+
+
+_INT8_TILES: dict[str, tuple[Tiles, ...]] = {
+    "wgmma": (Tiles(128, 256, 128, 8, 3), Tiles(128, 128, 128, 4, 3), Tiles(128, 128, 64, 4, 4)),
+    "tcgen05": (Tiles(128, 128, 64, 4, 3), Tiles(64, 128, 128, 4, 3)),
+    "mma": (Tiles(128, 128, 64, 4, 3), Tiles(64, 128, 128, 4, 3), Tiles(128, 64, 64, 4, 4)),
+}
+
+
+def int8_tiles(chip: _launch.Chip) -> tuple[Tiles, ...]:
+    """What is tried on a chip for a product of int8, what it takes now first."""
+    return tuple(dict.fromkeys([linear_int8.default_tiles(chip), *_INT8_TILES[chip.tensor_cores]]))
 
 
 def product_tiles(chip: _launch.Chip) -> tuple[Tiles, ...]:
@@ -152,6 +165,7 @@ def questions(device: str, smallest: bool) -> list[Question]:
     small = smallest or device == "cpu"
     attend, norm = partial(_attention, device, small), partial(_layer_norm, device, small)
     product, both = partial(_product_question, device, small), (0.0, 0.1)
+    int8 = partial(_int8_question, device, small)
     asked = [
         *(attend("fwd", "512", p) for p in both),
         *(attend("one_block", "128", p) for p in both),
@@ -167,6 +181,7 @@ def questions(device: str, smallest: bool) -> list[Question]:
         *(product(M, *shape, None, False) for M in (65536, 16384) for shape in _PLAIN_PRODUCTS),
         *(norm("forward", N, 0.0) for N in (768, 1024)),
         attend("fwd", "squad", 0.0),
+        *(int8(M, *shape, None) for M in (65536, 16384) for shape in _INT8_PRODUCTS),
         *(attend(pass_, "512", 0.1, head_dim=128) for pass_ in ("fwd", "dq", "dkdv")),
     ]
     if not smallest:
@@ -306,6 +321,32 @@ def _product_question(
         {"cuBLAS": Candidate({}, ""), **{str(tiles): candidate(tiles) for tiles in product_tiles(chip)}},
         ready,
         Work(flops=2 * M * N * K, products=(("forward", M, K, N),)),
+    )
+
+
+def _int8_question(device: str, small: bool, tokens: int, inner: int, outer: int, gelu: str | None) -> Question:
+    """The tiles of a product of int8."""
+    M, K, N = (3, inner // 16, outer // 16) if small else (tokens, inner, outer)
+    chip = _launch.chip(_device(device))
+    entry = Product(chip.capability, torch.int8, gelu, N, K, size_class(M))
+
+    def ready() -> Ready:
+        x, weight = (functional.quantize_rows(_random(rows, K, device=device)) for rows in (M, N))
+        arguments = *x, *weight, _random(N, device=device), gelu, torch.bfloat16
+        return Ready(lambda: (linear_int8.linear_int8_fwd(*arguments),), (reference.linear_int8(*arguments),))
+
+    def candidate(tiles: Tiles) -> Candidate:
+        key = f"Product({chip.capability}, torch.int8, {gelu!r}, {N}, {K}, {entry.rows})"
+        return Candidate({entry: tiles}, f"{key}: {tiles!r},")
+
+    return Question(
+        {"what": "linear_int8", "tokens": M, "in": K, "out": N, "gelu": gelu, "dtype": "bfloat16", "dropout": 0.0},
+        _product,
+        "TILES",
+        "kernels/_product.py: TILES",
+        {str(tiles): candidate(tiles) for tiles in int8_tiles(chip)},
+        ready,
+        Work(flops=2 * M * N * K),
     )
 
 

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from fastbert.families._base import FellBack as FellBack
     from fastbert.inference.embedder import Embedder as Embedder
     from fastbert.inference.sparse import SparseEmbedder as SparseEmbedder
+    from fastbert.inference.graphs import Graphs as Graphs
+    from fastbert.inference.graphs import graphs as graphs
     from fastbert.models import *  # noqa: F403
     from fastbert.patching import Report as Report
     from fastbert.patching import patch as patch
@@ -20,6 +22,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Embedder": "inference.embedder",
     "FellBack": "families._base",
+    "Graphs": "inference.graphs",
+    "graphs": "inference.graphs",
     "Report": "patching",
     "SparseEmbedder": "inference.sparse",
     "patch": "patching",

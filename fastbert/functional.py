@@ -19,6 +19,8 @@ from fastbert.kernels.embedding import embedding_fwd
 from fastbert.kernels.ffn import feed_forward_fwd, linear_gelu_fwd
 from fastbert.kernels.layer_norm import layer_norm_fwd
 from fastbert.kernels.linear import linear_fwd
+from fastbert.kernels.linear_int8 import linear_int8_fwd
+from fastbert.kernels.quantize import layer_norm_int8_fwd, quantize_rows_fwd
 from fastbert.packing import DEBUG, check_cu_seqlens
 
 __all__ = [
@@ -28,13 +30,17 @@ __all__ = [
     "embedding",
     "feed_forward",
     "layer_norm",
+    "layer_norm_int8",
     "linear",
     "linear_cross_entropy",
     "linear_gelu",
+    "linear_int8",
+    "quantize_rows",
     "without_gradient_of_row",
 ]
 
 MAX_HEAD_DIM, MAX_FEATURES = 256, 8192  # of the kernels
+MAX_SUMMANDS = 2**31 // 128**2  # of int8 products in an int32
 
 
 def draw_seed(device: torch.device | str) -> Tensor:
@@ -166,15 +172,10 @@ def layer_norm(
     Raises:
         ValueError: if shapes or devices do not fit together, or N is not in [1, 8192].
     """
-    N = x.shape[-1]
-    _check_norm(weight, bias, N)
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"residual is {_shape(residual)}, but x {_shape(x)}")
-    if x_bias is not None and x_bias.shape != (N,):
-        raise ValueError(f"x_bias is {_shape(x_bias)}, not ({N},)")
+    _check_layer_norm(x, weight, bias, residual, x_bias)
     if rows is not None and (rows.shape != x.shape[:-1] or rows.dtype != torch.int64):
         raise ValueError(f"rows is {_shape(rows)} {rows.dtype}, not {_shape(x[..., 0])} int64")
-    _check_devices(x, weight=weight, bias=bias, residual=residual, x_bias=x_bias, rows=rows)
+    _check_devices(x, rows=rows)
     y, _, _ = layer_norm_fwd(
         _rows(x),
         None if x_bias is None else x_bias.contiguous(),
@@ -323,6 +324,106 @@ def feed_forward(x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, *,
     return cast(Tensor, out.view(*x.shape[:-1], out_weight.shape[0]))
 
 
+def quantize_rows(x: Tensor, *, gelu: str | None = None) -> tuple[Tensor, Tensor]:
+    """Rows as int8 with a scale each, rounded to nearest: x, or gelu(x), is about q * scale. No gradients.
+
+    Args:
+        x: (..., N).  gelu: "none" for the exact, erf form, "tanh" for the tanh form; None for no GELU.
+
+    Returns:
+        q: (..., N) int8 in [-127, 127].  scale: (...,) float32, max |x| / 127; NaN for a row that is not finite.
+
+    Raises:
+        ValueError: if N is not in [1, 8192], or `gelu` is none of these.
+    """
+    _check_features(x.shape[-1])
+    if gelu is not None:
+        _check_approximate(gelu)
+    q, scale = quantize_rows_fwd(_rows(x.detach()), gelu)
+    return q.view(x.shape), scale.view(x.shape[:-1])
+
+
+def layer_norm_int8(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    residual: Tensor | None = None,
+    x_bias: Tensor | None = None,
+    eps: float = 1e-12,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`layer_norm` without dropout, and `quantize_rows` of it in the same pass. No gradients.
+
+    Returns:
+        y: (..., N) in the residual's dtype, else in x's.  q: (..., N) int8.  scale: (...,) float32.
+
+    Raises:
+        ValueError: as `layer_norm`.
+    """
+    _check_layer_norm(x, weight, bias, residual, x_bias)
+    y, q, scale = layer_norm_int8_fwd(
+        _rows(x.detach()),
+        None if x_bias is None else x_bias.detach().contiguous(),
+        None if residual is None else _rows(residual.detach()),
+        weight.detach().contiguous(),
+        bias.detach().contiguous(),
+        eps,
+    )
+    return y.view(x.shape), q.view(x.shape), scale.view(x.shape[:-1])
+
+
+def linear_int8(
+    x_int8: Tensor,
+    x_scale: Tensor,
+    weight_int8: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gelu: str | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """act((x_int8 weight_int8^T) * x_scale weight_scale^T + bias), with exact sums. No gradients.
+
+    Args:
+        x_int8: (..., K).  x_scale: (...,) float32. Both as `quantize_rows` gives them.
+        weight_int8: (N, K).  weight_scale: (N,) float32.  bias: (N,).
+        gelu: "none" for the exact, erf form, "tanh" for the tanh form; None for no GELU.
+        out_dtype: floating point.
+
+    Returns:
+        (..., N) in out_dtype.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together, or `gelu` is none of these.
+    """
+    if gelu is not None:
+        _check_approximate(gelu)
+    _check_linear(x_int8, weight_int8, bias)
+    K, N = x_int8.shape[-1], weight_int8.shape[0]
+    scales = {"x_scale": (x_scale, x_int8.shape[:-1]), "weight_scale": (weight_scale, (N,))}
+    for name, t in {"x_int8": x_int8, "weight_int8": weight_int8}.items():
+        if t.dtype != torch.int8:
+            raise ValueError(f"{name} must be int8, but is {t.dtype}")
+    for name, (t, shape) in scales.items():
+        if t.shape != shape or not t.is_floating_point():
+            raise ValueError(f"{name} is {_shape(t)} {t.dtype}, not {tuple(shape)} floating point")
+    if K > MAX_SUMMANDS:
+        raise ValueError(f"there may be {MAX_SUMMANDS} features at most, but there are {K}")
+    if not out_dtype.is_floating_point:
+        raise ValueError(f"out_dtype must be floating point, but is {out_dtype}")
+    _check_devices(x_int8, x_scale=x_scale, weight_scale=weight_scale)
+    y = linear_int8_fwd(
+        _rows(x_int8),
+        x_scale.detach().reshape(-1).contiguous(),
+        _rows(weight_int8),
+        weight_scale.detach().contiguous(),
+        None if bias is None else bias.detach().contiguous(),
+        gelu,
+        out_dtype,
+    )
+    return cast(Tensor, y.view(*x_int8.shape[:-1], N))
+
+
 def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -411,9 +512,23 @@ def _seed(seed: Tensor | None, dropout_p: float, like: Tensor) -> Tensor | None:
     return draw_seed(like.device) if seed is None else seed
 
 
-def _check_norm(weight: Tensor, bias: Tensor, N: int) -> None:
+def _check_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, x_bias: Tensor | None) -> None:
+    N = x.shape[-1]
+    _check_norm(weight, bias, N)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual is {_shape(residual)}, but x {_shape(x)}")
+    if x_bias is not None and x_bias.shape != (N,):
+        raise ValueError(f"x_bias is {_shape(x_bias)}, not ({N},)")
+    _check_devices(x, weight=weight, bias=bias, residual=residual, x_bias=x_bias)
+
+
+def _check_features(N: int) -> None:
     if not 0 < N <= MAX_FEATURES:
         raise ValueError(f"there must be 1 to {MAX_FEATURES} features, but there are {N}")
+
+
+def _check_norm(weight: Tensor, bias: Tensor, N: int) -> None:
+    _check_features(N)
     for name, t in (("weight", weight), ("bias", bias)):
         if t.shape != (N,):
             raise ValueError(f"{name} is {_shape(t)}, not ({N},)")

@@ -398,6 +398,68 @@ def feed_forward(
     return F.linear(y_MN, out_weight), pre
 
 
+def quantize_rows(x: Tensor, gelu: str | None) -> tuple[Tensor, Tensor]:
+    """q = round(h / scale), to even, with scale = max |h| / 127 of each row, and h = x or gelu(x).
+
+    Args:
+        x: (M, N).  gelu: "none" for the exact form, "tanh" for the other; None for no GELU.
+
+    Returns:
+        q: (M, N) int8.  scale: (M,), at least float32; NaN for a row that is not finite.
+    """
+    h_MN = x.to(accumulator(x))
+    return _quantize(h_MN if gelu is None else F.gelu(h_MN, approximate=gelu))
+
+
+def layer_norm_int8(
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y as of `layer_norm` without dropout, and its rows as int8, before y is rounded to its dtype.
+
+    Returns:
+        y: (M, N) in the residual's dtype, else x's.  q, scale: as of `quantize_rows`.
+    """
+    h_MN = _before_norm(x, x_bias, residual, 0.0, None, 0, None)
+    y_MN, _, _ = _normalise(h_MN, weight, bias, eps)
+    return y_MN.to(x.dtype if residual is None else residual.dtype), *_quantize(y_MN)
+
+
+def linear_int8(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: str | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """act((x weight^T) x_scale weight_scale^T + bias), with exact sums.
+
+    Args:
+        x: (M, K) int8.  x_scale: (M,).  weight: (N, K) int8.  weight_scale, bias: (N,).
+        gelu: as of `quantize_rows`.
+
+    Returns:
+        (M, N) in out_dtype.
+    """
+    wide = torch.float64 if out_dtype == torch.float64 else torch.float32
+    sums_MN = F.linear(x.double(), weight.double()).to(wide)
+    y_MN = sums_MN * x_scale.to(wide)[:, None] * weight_scale.to(wide)
+    y_MN = y_MN if bias is None else y_MN + bias.to(wide)
+    return (y_MN if gelu is None else F.gelu(y_MN, approximate=gelu)).to(out_dtype)
+
+
+def row_magnitude(h_MN: Tensor) -> Tensor:
+    """(M,) the largest |h| of a row, at least 1e-30, so that a row of zeros can be divided; NaN if it is not finite."""
+    largest_M = h_MN.abs().amax(-1)
+    return largest_M.clamp(min=1e-30).masked_fill(largest_M.isinf(), float("nan"))
+
+
+def _quantize(h_MN: Tensor) -> tuple[Tensor, Tensor]:
+    scale_M = row_magnitude(h_MN) / 127
+    return (h_MN / scale_M[:, None]).round().nan_to_num(nan=0.0).to(torch.int8), scale_M
+
+
 def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,

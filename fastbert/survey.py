@@ -5,7 +5,7 @@ A survey is kept with the model. Whether it holds is asked in every call, and so
 
 import operator
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import chain, repeat
 from typing import Any, NamedTuple, cast
 
@@ -178,6 +178,11 @@ class Survey:
             hooked_alike = not any(chain.from_iterable(map(HOOKS, self._dicts)))
         facts_alike = all(map(operator.is_, self._now_facts(root), self._fact_values))
         return hooked_alike and facts_alike and self._now() == self._then
+
+    @property
+    def visited(self) -> Collection[nn.Module]:
+        """What it looks at; of the root only children and attributes."""
+        return self._visited.keys()
 
     def first(self) -> str | None:
         """Why a call falls back, or None."""

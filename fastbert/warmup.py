@@ -68,7 +68,7 @@ def warm_up(
         ValueError: if nothing in the model is patched, or it cannot take sequences of max_length, or none packed.
     """
     start = time.perf_counter()
-    fast = _outermost(model)
+    fast = outermost(model)
     longest = _base.max_tokens(fast)
     max_length = longest if max_length is None else max_length
     if not 1 <= max_length <= longest:
@@ -185,7 +185,7 @@ def _left_as_it_is(model: PreTrainedModel, training: bool) -> Iterator[None]:
             state.packed_calls, state.fallbacks = packed_calls, fallbacks
 
 
-def _outermost(model: nn.Module) -> PreTrainedModel:
+def outermost(model: nn.Module) -> PreTrainedModel:
     """The outermost model of fastbert's that takes packed batches."""
     known = tuple(fast for fast in CLASSES.values() if issubclass(fast, PreTrainedModel))
     for module in model.modules():

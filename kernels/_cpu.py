@@ -391,3 +391,57 @@ def linear_cross_entropy(
     if dweight is None:
         dweight = weight.new_zeros(weight.shape if need_dweight else 0)
     return loss, dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def _quantize_(h: Tensor, q: Tensor, scale: Tensor) -> None:
+    """Rows of h, which is overwritten, into q and scale."""
+    torch.div(reference.row_magnitude(h), 127, out=scale)
+    torch.round(h.div_(scale[:, None]), out=h)
+    q.copy_(h.nan_to_num_(nan=0.0))
+
+
+def quantize_rows(x: Tensor, gelu: str | None) -> tuple[Tensor, Tensor]:
+    q, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=reference.accumulator(x))
+    for rows in _row_chunks(x):
+        h = x[rows].to(scale.dtype, copy=True)
+        if gelu is not None:
+            h = torch.ops.aten.gelu_(h, approximate=gelu)
+        _quantize_(h, q[rows], scale[rows])
+    return q, scale
+
+
+def layer_norm_int8(
+    x: Tensor, x_bias: Tensor | None, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = reference.accumulator(x)
+    q, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=wide)
+    y = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
+    x_bias, weight, bias = x_bias if x_bias is None else x_bias.to(wide), weight.to(wide), bias.to(wide)
+    for rows in _row_chunks(x):
+        h = _before_norm(x[rows], x_bias, None if residual is None else residual[rows], None, 0.0)
+        h = F.layer_norm(h, h.shape[1:], weight, bias, eps)
+        y[rows] = h
+        _quantize_(h, q[rows], scale[rows])
+    return y, q, scale
+
+
+def linear_int8(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: str | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    wide = torch.float64 if out_dtype == torch.float64 else torch.float32
+    if x.shape[1] == 1:  # where PyTorch 2.11's _int_mm is wrong
+        sums = x.int() * weight.int().T
+    else:
+        sums = torch._int_mm(x, weight.T)
+    y = sums.to(wide).mul_(x_scale[:, None]).mul_(weight_scale)
+    if bias is not None:
+        y.add_(bias)
+    if gelu is not None:
+        y = torch.ops.aten.gelu_(y, approximate=gelu)
+    return y.to(out_dtype)

@@ -47,7 +47,7 @@ class Blocks(NamedTuple):
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     """`kernel[grid](*args, **meta)`, but within `only_compiling` without the launch."""
-    if _compiling is None or _compiling[0] != threading.get_ident():
+    if _compiling is None or not is_compiling():
         kernel.run(*args, grid=grid, warmup=False, **meta)
     elif _compiling[1] is None or _compiling[1] == torch.cuda.current_device():
         kernel.run(*args, grid=grid, warmup=True, **meta)
@@ -73,6 +73,11 @@ def only_compiling(device: int | None = None) -> Iterator[None]:
             yield
         finally:
             _compiling = before
+
+
+def is_compiling() -> bool:
+    """Whether this thread is within `only_compiling`."""
+    return _compiling is not None and _compiling[0] == threading.get_ident()
 
 
 def chip(device: torch.device) -> Chip:

@@ -72,6 +72,82 @@ def test_a_training_step_in_a_cuda_graph() -> None:
         torch.testing.assert_close(p.grad, q.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["BertModel", "BertForSequenceClassification", "BertForMaskedLM"])
+def test_inference_in_cuda_graphs(kind: str, dtype: torch.dtype) -> None:
+    """Any batches give what a plain call gives, by a few graphs, of which each serves a tier."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256}
+    model = getattr(fastbert, kind)(tiny_config(**sizes)).to("cuda", dtype).eval()
+    graphs = fastbert.graphs(model)
+    calls = [_packed(lengths) for lengths in ([5, 9], [7, 3, 2], [60, 64, 1], [9], [64] * 40, [5, 9])]
+    calls += [{"input_ids": torch.randint(1, 100, (3, 20), device="cuda")}]
+    calls += [{**calls[-1], "attention_mask": torch.arange(20, device="cuda").expand(3, 20).lt(11).long()}]
+    with torch.inference_mode():
+        outputs = [model(**call) for call in calls]
+        graphs.enabled = False
+        expected = [model(**call) for call in calls]
+    assert graphs.replays == len(calls), graphs
+    assert graphs.captures < len(calls)
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+    for output, plain in zip(outputs, expected, strict=True):
+        for name in plain:
+            torch.testing.assert_close(output[name], plain[name], atol=tolerance, rtol=tolerance)
+
+
+def test_a_replay_waits_for_nothing() -> None:
+    """It reads nothing back, on any stream, and streams that follow one another do not disturb each other."""
+    model = fastbert.BertModel(tiny_config()).cuda().eval()
+    graphs, calls = fastbert.graphs(model), [_packed([5, 9]), _packed([9, 5])]
+    with torch.inference_mode():
+        expected = [model(**call).last_hidden_state for call in calls]
+        torch.cuda.synchronize()
+        streams, outputs = [torch.cuda.Stream() for _ in range(4)], []
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for i in range(40):
+                with torch.cuda.stream(streams[i % 4]):
+                    outputs.append(model(**calls[i % 2]).last_hidden_state)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    assert (graphs.captures, graphs.replays) == (1, 42)
+    for i, output in enumerate(outputs):
+        torch.testing.assert_close(output, expected[i % 2])
+
+
+def test_graphs_under_autocast_and_after_a_change() -> None:
+    model, call = fastbert.BertModel(tiny_config()).cuda().eval(), _packed([5, 9])
+    graphs = fastbert.graphs(model)
+    with torch.inference_mode():
+        wide = model(**call).last_hidden_state
+        with torch.autocast("cuda", torch.bfloat16):
+            torch.testing.assert_close(model(**call).last_hidden_state, wide, atol=5e-2, rtol=5e-2)
+            torch.testing.assert_close(model(**call).last_hidden_state, wide, atol=5e-2, rtol=5e-2)
+        torch.testing.assert_close(model(**call).last_hidden_state, wide)
+        assert graphs.captures == 2
+        model.load_state_dict({name: 0 * t for name, t in model.state_dict().items()})
+        assert model(**call).last_hidden_state.abs().max() == 0
+        model.half()
+        assert model(**call).last_hidden_state.dtype == torch.float16
+    assert (graphs.captures, len(graphs._captured)) == (4, 1)
+
+
+def test_graphs_are_few_and_their_memory_is_given_back() -> None:
+    model = fastbert.BertModel(tiny_config(max_position_embeddings=512)).cuda().eval()
+    graphs = fastbert.graphs(model, most=4)
+    with torch.inference_mode():
+        model(**_packed([64] * 64))
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_reserved()
+        for tokens in [*range(16, 400, 48)] * 2:
+            model(**_packed([tokens]))
+    assert len(graphs._captured) == 4
+    graphs.remove()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
+
+
 def test_dropout_in_a_cuda_graph_draws_new_masks() -> None:
     x, weight = torch.randn(64, 128, device="cuda"), torch.ones(128, device="cuda")
 

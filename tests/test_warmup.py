@@ -198,7 +198,7 @@ def test_after_a_warm_up_no_batch_compiles(
         torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext(),
     ):
         with _launch.only_compiling():
-            warmup.rehearse(warmup._outermost(model), training, LONGEST)
+            warmup.rehearse(warmup.outermost(model), training, LONGEST)
         ahead = len(launches.compiled)
         steps(model, 25)
         assert launches.launched >= 25 * 5
@@ -375,7 +375,7 @@ def test_ddp_does_not_notice() -> None:
     reduced = []
     parallel = nn.parallel.DistributedDataParallel(model)
     parallel.register_comm_hook(None, lambda _, bucket: _noted(reduced, bucket))
-    inner = warmup._outermost(parallel)
+    inner = warmup.outermost(parallel)
     assert inner is model
     with on_a_gpu() as launches:
         with _launch.only_compiling():
@@ -405,7 +405,7 @@ def test_under_fsdp_gradients_are_what_they_were() -> None:
     for layer in model.bert.encoder.layer:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    inner = warmup._outermost(model)
+    inner = warmup.outermost(model)
     gradient = torch.ones_like(model.bert.pooler.dense.bias)
     model.bert.pooler.dense.bias.grad = gradient
     with on_a_gpu() as launches:

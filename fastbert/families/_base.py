@@ -67,6 +67,7 @@ class State:
         survey: of the module's parts; made anew for a copy.
         of: the state of the module that this one's is a replica of, as DataParallel makes them.
         copy: of the layers' weights, see `fastbert.families._inference`; not of a copied module.
+        graphs: those of `fastbert.inference.graphs` that may serve a call, or None.
     """
 
     options: Options = field(default_factory=Options)
@@ -76,6 +77,7 @@ class State:
     survey: Survey | None = None
     of: "State | None" = None
     copy: Any = None
+    graphs: Any = None
 
     def count_packed(self) -> None:
         """One more forward pass through the packed path."""
@@ -83,7 +85,7 @@ class State:
         counting.packed_calls += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"survey": None, "of": None, "copy": None}
+        return self.__dict__ | dict.fromkeys(("survey", "of", "copy", "graphs"))
 
 
 def state(module: nn.Module) -> State:
@@ -268,7 +270,13 @@ def model_forward(stock: type[PreTrainedModel], packed: Callable[..., Any]) -> C
             replaced = touched.is_replaced(stock, "forward")
         if replaced:
             return _as_transformers(self, f"{stock.__name__}.forward is replaced", plain, args, kwargs)
-        return packed(self, **(_by_name(names, args, kwargs) if args else kwargs))
+        kwargs = _by_name(names, args, kwargs) if args else kwargs
+        graphs = self.__dict__[_STATE].graphs
+        if graphs is not None and not torch.compiler.is_compiling():
+            output = graphs.call(self, functools.partial(packed, self), kwargs)
+            if output is not None:
+                return output
+        return packed(self, **kwargs)
 
     return _like(stock, packed, forward)
 

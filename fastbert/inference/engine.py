@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastbert.errors import InputError
 from fastbert.families._base import max_tokens
+from fastbert.inference.graphs import graphs as capture
 from fastbert.inference.loading import vocabulary_size
 from fastbert.inference.tokens import Tokens, by_budget
 from fastbert.warmup import warm_up
@@ -67,6 +68,7 @@ class Engine:
         batch_tokens: tokens a batch may have, 2,048 on a CPU and 16,384 on a GPU where it is None; a longer text makes
             a batch of its own.
         max_length: tokens a text is cut to; what model and tokenizer can take where it is None.
+        graphs: on a GPU, run the model through CUDA graphs, see `fastbert.graphs`.
 
     Raises:
         InputError: if an option is out of range.
@@ -79,6 +81,7 @@ class Engine:
         *,
         batch_tokens: int | None = None,
         max_length: int | None = None,
+        graphs: bool = False,
     ) -> None:
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, but is {batch_tokens}")
@@ -89,6 +92,7 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self.max_length = max_length or longest
+        self.graphs = capture(model) if graphs else None
         self._warm_to = 0  # tokens of the longest text whose kernels are compiled
 
     def tokenize(self, texts: Sequence[str], progress: Progress | None = None) -> Tokens:
