@@ -1,4 +1,4 @@
-"""python -m bench compare | report | gpu | tune | gelu"""
+"""python -m bench compare | report | gpu | tune | gelu | serve"""
 
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +49,14 @@ def gelu() -> None:
     from bench.gelu import main
 
     main()
+
+
+@app.command()
+def serve(model: str, texts: Path, dtype: str = "fp32", device: Device = HERE) -> None:
+    """Throughput of `fastbert serve` under a load from another process, against one offline run."""
+    from bench.serving import main
+
+    main(model, texts, dtype=dtype, device=device)
 
 
 @app.command()

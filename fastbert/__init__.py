@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastbert.families._base import FellBack as FellBack
+    from fastbert.inference.answerer import Answerer as Answerer
+    from fastbert.inference.classifier import Classifier as Classifier
     from fastbert.inference.embedder import Embedder as Embedder
-    from fastbert.inference.sparse import SparseEmbedder as SparseEmbedder
     from fastbert.inference.graphs import Graphs as Graphs
     from fastbert.inference.graphs import graphs as graphs
+    from fastbert.inference.reranker import Reranker as Reranker
+    from fastbert.inference.sparse import SparseEmbedder as SparseEmbedder
+    from fastbert.inference.stream import Stream as Stream
+    from fastbert.inference.tagger import Tagger as Tagger
     from fastbert.models import *  # noqa: F403
     from fastbert.patching import Report as Report
     from fastbert.patching import patch as patch
@@ -20,17 +25,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answerer": "inference.answerer",
+    "Classifier": "inference.classifier",
     "Embedder": "inference.embedder",
     "FellBack": "families._base",
     "Graphs": "inference.graphs",
     "graphs": "inference.graphs",
-    "Report": "patching",
-    "SparseEmbedder": "inference.sparse",
     "patch": "patching",
+    "Report": "patching",
     "report": "patching",
+    "Reranker": "inference.reranker",
+    "SparseEmbedder": "inference.sparse",
+    "Stream": "inference.stream",
+    "Tagger": "inference.tagger",
     "unpatch": "patching",
-    "WarmUp": "warmup",
     "warm_up": "warmup",
+    "WarmUp": "warmup",
 }
 
 

@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 import fastbert
+from fastbert.commands.answer import answer
+from fastbert.commands.classify import classify
 from fastbert.commands.demo import demo
 from fastbert.commands.embed import embed
 from fastbert.commands.evaluate import evaluate
@@ -20,6 +22,10 @@ from fastbert.commands.plot import plot
 from fastbert.commands.prepare import prepare
 from fastbert.commands.pretrain import pretrain
 from fastbert.commands.report import report_command
+from fastbert.commands.rerank import rerank
+from fastbert.commands.serve import serve
+from fastbert.commands.similar import similar
+from fastbert.commands.tag import tag
 from fastbert.commands.verify import verify_command
 from fastbert.commands.warm_up import warm_up
 from fastbert.errors import CommonError, InputError
@@ -59,6 +65,12 @@ def options(
 app.command()(info)
 app.command("report")(report_command)
 app.command()(embed)
+app.command()(similar)
+app.command()(rerank)
+app.command()(classify)
+app.command()(tag)
+app.command()(answer)
+app.command()(serve)
 app.command("fill-mask")(fill_mask_command)
 app.command("verify")(verify_command)
 app.command("warm-up")(warm_up)

@@ -4,8 +4,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 
 def note(message: str) -> None:
@@ -20,30 +24,42 @@ def counted(number: int, noun: str) -> str:
 @contextlib.contextmanager
 def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """A function that advances a bar on stderr, which shows up after a second, and only on a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(what, total=total, rate="")
-    start, done, shown = time.perf_counter(), 0, False
+    start, done = time.perf_counter(), 0
 
     def advance(count: int) -> None:
-        nonlocal done, shown
+        nonlocal done
         done += count
         seconds = time.perf_counter() - start
-        if not shown and seconds > 1:
-            bar.start()
-            shown = True
-        bar.update(task, completed=done, rate=f"{done / seconds:,.0f} {unit}/s" if seconds > 0 else "")
+        update(done, f"{done / seconds:,.0f} {unit}/s" if seconds > 0 else "")
+
+    with bar(what, total, MofNCompleteColumn()) as update:
+        yield advance
+
+
+@contextlib.contextmanager
+def bar(what: str, total: float | None, *columns: "ProgressColumn") -> Iterator[Callable[[float, str], None]]:
+    """A function that says how much of the total is done, and how fast; the bar is that of `progress`.
+
+    Args:
+        columns: between the bar and how fast it is.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    rate = TextColumn("{task.fields[rate]}")
+    every = (TextColumn("{task.description}"), BarColumn(), *columns, rate, TimeRemainingColumn())
+    shown = Progress(*every, console=console, transient=True, disable=not console.is_terminal)
+    task = shown.add_task(what, total=total, rate="")
+    start = time.perf_counter()
+
+    def update(done: float, rate: str) -> None:
+        if not shown.live.is_started and time.perf_counter() - start > 1:
+            shown.start()
+        shown.update(task, completed=done, rate=rate)
 
     try:
-        yield advance
+        yield update
     finally:
-        bar.stop()
+        shown.stop()

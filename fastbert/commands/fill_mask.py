@@ -32,7 +32,8 @@ def fill_mask_command(
     tokenizer = load_tokenizer(model)
     loaded = patch(loaded.to(torch_device(device), torch_dtype(dtype)))  # type: ignore[arg-type]
     filled = fill_mask(loaded, tokenizer, text, top_k)
-    warn_of_tokenizer(Embedder(loaded, tokenizer).tokenize([text]), model)
+    tokens = Embedder(loaded, tokenizer).tokenize([text])
+    warn_of_tokenizer(tokens.unknown, len(tokens.ids), model)
     console = Console()
     for place, fillings in enumerate(filled, 1):
         table = Table("token", "probability", "text", box=box.SIMPLE_HEAD)

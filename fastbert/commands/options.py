@@ -22,6 +22,12 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a model on the Hugging Face hub.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are kept and computed in.")]
+BatchTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-tokens", min=1, help="Tokens in a batch; there is no padding.", show_default="2048, on a GPU 16384"
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")]
 
 

@@ -18,7 +18,7 @@ from fastbert.terminal import counted
 
 _TEXT_KEYS = ("text", "paragraphs")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 Progress = Callable[[int], None]
 Unit: TypeAlias = Literal["line", "row"]
 
@@ -80,10 +80,10 @@ class Reader:
             self._check_columns(source.name, source.columns)
         elif not isinstance(source, File):
             return
-        elif source.format in (*_DELIMITERS, "parquet"):
+        elif source.format in (*DELIMITERS, "parquet"):
             next(self._documents(source, str(source.path), Problems(), lambda count: None), None)
         elif source.format == "jsonl":
-            with _readable(source), source.open() as file:
+            with readable(source), source.open() as file:
                 start = next(Lines(file, source.compression).chunks(), b"")
             if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
                 raise InputError(
@@ -113,7 +113,7 @@ class Reader:
         progress: Progress,
     ) -> Iterator[Document]:
         documents = 0
-        with _readable(source), source.open() as file:
+        with readable(source), source.open() as file:
             lines = Lines(file, source.compression, progress)
             for document in self._of_format(source.format, lines, name, problems, check):
                 documents += 1
@@ -140,14 +140,15 @@ class Reader:
         check: Callable[[Sequence[str]], None],
     ) -> Iterator[Document]:
         if format == "txt":
-            return self._text(_decoded(lines, name, problems), name)
+            return self._text(decoded(lines, name, problems), name)
         if format == "md":
-            return markdown_pieces(_decoded(lines, name, problems), name, problems)
+            return markdown_pieces(decoded(lines, name, problems), name, problems)
         if format == "jsonl":
-            return self._json_lines(_decoded(lines, name, problems), name, problems)
+            return self._json_lines(decoded(lines, name, problems), name, problems)
         # All lines, for a cell may have several; a row whose text is no UTF-8 is left out.
-        every = _decoded(lines, name, problems, "surrogateescape")
-        return self._of_rows(csv_rows(every, _DELIMITERS[str(format)], name, problems, check), name, "line", problems)
+        every = decoded(lines, name, problems, "surrogateescape")
+        rows = csv_rows(every, DELIMITERS[str(format)], name, problems, check)
+        return self._of_rows(((line, row) for line, row in rows if row), name, "line", problems)
 
     def _text(self, lines: Iterator[tuple[int, str]], name: str) -> Iterator[Document]:
         def document() -> Document:
@@ -227,7 +228,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def _readable(source: File | Stdin) -> Iterator[None]:
+def readable(source: File | Stdin) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -242,7 +243,7 @@ def _counting(rows: Iterable[Row], progress: Progress) -> Iterator[Row]:
         yield number, row
 
 
-def _decoded(lines: Lines, name: str, problems: Problems, errors: str = "strict") -> Iterator[tuple[int, str]]:
+def decoded(lines: Lines, name: str, problems: Problems, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """Numbered lines with \\n, without it the part of one that a damaged file ends with; none that is not UTF-8.
 
     Args: errors: as `bytes.decode` has it.

@@ -24,6 +24,8 @@ def csv_rows(
 ) -> Iterator[Row]:
     """The rows below the header, with the line where each begins. Quotes are those of RFC 4180, for TSV too.
 
+    A row that cannot be read is a problem, and comes without a cell.
+
     Args:
         lines: with their ends, all of them.
         check: called with the header.
@@ -40,6 +42,7 @@ def csv_rows(
             return
         except csv.Error as error:
             problems.add(f"not {'TSV' if delimiter == chr(9) else 'CSV'} ({error})", f"{name}, line {start}")
+            yield start, {}
             continue
         if not row:
             continue
@@ -48,6 +51,7 @@ def csv_rows(
             check(header)
         elif len(row) != len(header):
             problems.add("a row with more or fewer cells than the header", f"{name}, line {start}")
+            yield start, {}
         else:
             yield start, dict(zip(header, row, strict=True))
 

@@ -3,9 +3,9 @@
 Dimension key:  B texts   T packed tokens   N hidden size
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastbert.errors import InputError
-from fastbert.families._base import max_tokens
+from fastbert.families._base import is_fast, max_tokens
+from fastbert.inference.encoding import Encoder, checked, is_pair, is_text, joined, naming_surrogates, takes_types
 from fastbert.inference.graphs import graphs as capture
 from fastbert.inference.loading import vocabulary_size
 from fastbert.inference.tokens import Tokens, by_budget
@@ -64,15 +65,17 @@ class Engine:
 
     Args:
         model: one of fastbert's or patched, in eval mode.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, as it is when something is tokenised first.
         batch_tokens: tokens a batch may have, 2,048 on a CPU and 16,384 on a GPU where it is None; a longer text makes
             a batch of its own.
         max_length: tokens a text is cut to; what model and tokenizer can take where it is None.
         graphs: on a GPU, run the model through CUDA graphs, see `fastbert.graphs`.
 
     Raises:
-        InputError: if an option is out of range.
+        InputError: if an option is out of range, or the model is not patched.
     """
+
+    _items: ClassVar[dict[str, Callable[[Any], bool]]] = {"text": is_text, "pair of texts": is_pair}
 
     def __init__(
         self,
@@ -83,48 +86,59 @@ class Engine:
         max_length: int | None = None,
         graphs: bool = False,
     ) -> None:
+        if not any(is_fast(type(module)) for module in model.modules()):
+            raise InputError(f"the {type(model).__name__} is not patched: give the engine fastbert.patch(model)")
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, but is {batch_tokens}")
         longest = min(max_tokens(model), tokenizer.model_max_length)
-        shortest = tokenizer.num_special_tokens_to_add() + 1
+        pairs_alone = "text" not in self._items
+        shortest = tokenizer.num_special_tokens_to_add(pair=pairs_alone) + 1 + pairs_alone
         if max_length is not None and not shortest <= max_length <= longest:
             raise InputError(f"max_length must be in [{shortest}, {longest}] for this model, but is {max_length}")
         self.model, self.tokenizer = model, tokenizer
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self.max_length = max_length or longest
         self.graphs = capture(model) if graphs else None
+        self._vocabulary, self._takes_types = vocabulary_size(model), takes_types(model, tokenizer)
+        self._made: Encoder | None = None
         self._warm_to = 0  # tokens of the longest text whose kernels are compiled
 
-    def tokenize(self, texts: Sequence[str], progress: Progress | None = None) -> Tokens:
-        """Texts to ids, special tokens included, cut at `max_length`.
+    def tokenize(self, items: Iterable[Any], progress: Progress | None = None) -> Tokens:
+        """Texts, or pairs of texts, to ids as transformers has them, special tokens included, cut at `max_length`.
+
+        Threads may call it.
 
         Args:
-            progress: called with the number of texts that have just been done.
+            progress: called with the number of items that have just been done.
 
         Raises:
-            InputError: if an id is not in the model's vocabulary.
+            InputError: naming an item that is none; if an id is not in the model's vocabulary.
         """
-        ids: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
-        lengths: list[int] = []
-        for start in range(0, len(texts), _CHUNK):
-            rows = self.tokenizer(
-                list(texts[start : start + _CHUNK]),
-                truncation=True,
-                max_length=self.max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]
-            ids += [np.asarray(row, np.int32) for row in rows]
-            lengths += [len(row) for row in rows]
+        listed, encode = checked(items, self._items), self._encoder()
+        done = []
+        for start in range(0, len(listed), _CHUNK):
+            chunk = listed[start : start + _CHUNK]
+            with naming_surrogates(chunk, start):
+                done.append(encode(chunk))
             if progress is not None:
-                progress(len(rows))
-        flat = np.concatenate(ids)
-        vocabulary = vocabulary_size(self.model)
-        if flat.size and flat.max() >= vocabulary:
-            raise InputError(f"the tokenizer has id {flat.max()}, but the model a vocabulary of {vocabulary}")
-        unknown = 0 if self.tokenizer.unk_token_id is None else int((flat == self.tokenizer.unk_token_id).sum())
-        return Tokens(flat, np.asarray(lengths, np.int64), unknown)
+                progress(len(chunk))
+        types = None
+        if any(encoded.types is not None for encoded in done):
+            types = joined([np.zeros_like(e.ids, np.int8) if e.types is None else e.types for e in done], np.int8)
+        ids = joined([encoded.ids for encoded in done], np.int32)
+        lengths = joined([encoded.lengths for encoded in done], np.int64)
+        return Tokens(ids, lengths, self._unknown(ids), types, sum(encoded.cut for encoded in done))
+
+    def _encoder(self) -> Encoder:
+        if self._made is None or self._made.max_length != self.max_length:
+            self._made = Encoder(self.tokenizer, self.max_length, types=self._takes_types)
+        return self._made
+
+    def _unknown(self, ids: npt.NDArray[np.int32]) -> int:
+        """How many are the unknown token. Raises: InputError, if one is not in the model's vocabulary."""
+        if ids.size and ids.max() >= self._vocabulary:
+            raise InputError(f"the tokenizer has id {ids.max()}, but the model a vocabulary of {self._vocabulary}")
+        return 0 if self.tokenizer.unk_token_id is None else int((ids == self.tokenizer.unk_token_id).sum())
 
     def batches(self, tokens: Tokens) -> Iterator[Batch]:
         """All texts that have tokens, in batches of `batch_tokens`, longest first.
@@ -146,6 +160,41 @@ class Engine:
             self._to_device(cu_seqlens),
             tokens.prompt,
         )
+
+    @torch.inference_mode()
+    def gather(
+        self,
+        tokens: Tokens,
+        width: int,
+        call: Callable[[Batch], Tensor],
+        progress: Progress | None = None,
+        *,
+        per_token: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """What `call` gives for each batch, (B, width) or `per_token` (T, width), in the order of `tokens`, float32.
+
+        Nothing waits for a GPU before the last batch is launched. Texts without tokens get zeros.
+
+        Args:
+            progress: called with the number of tokens that have just been done, on a GPU launched.
+        """
+        on_gpu = self.model.device.type == "cuda"
+        rows = len(tokens.ids) if per_token else len(tokens.lengths)
+        as_called = torch.empty(rows, width, pin_memory=on_gpu)
+        places: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        done = 0
+        for batch in self.batches(tokens):
+            place = tokens.places(batch.rows)[0] if per_token else batch.rows
+            as_called[done : done + len(place)].copy_(call(batch), non_blocking=True)
+            places.append(place)
+            done += len(place)
+            if progress is not None:
+                progress(batch.tokens)
+        if on_gpu:
+            torch.cuda.synchronize(self.model.device)
+        gathered = np.zeros((rows, width), np.float32)
+        gathered[np.concatenate(places)] = as_called[:done].numpy()
+        return gathered
 
     def _warm_up(self, longest: int) -> None:
         if longest > self._warm_to:

@@ -9,10 +9,10 @@ from fastbert import hub
 from fastbert.errors import InputError
 from fastbert.inference.loading import load_config
 
-DENSE, SPARSE = "SentenceTransformer", "SparseEncoder"
+DENSE, SPARSE, CROSS = "SentenceTransformer", "SparseEncoder", "CrossEncoder"
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-_TASKS = {DENSE: "feature-extraction", SPARSE: "fill-mask"}
-_ENGINES = {DENSE: "Embedder", SPARSE: "SparseEmbedder", "CrossEncoder": "Reranker"}
+_TASKS = {DENSE: "feature-extraction", SPARSE: "fill-mask", CROSS: "sequence-classification"}
+_ENGINES = {DENSE: "Embedder", SPARSE: "SparseEmbedder", CROSS: "Reranker"}
 _PROMPTS = {"query": "", "document": ""}  # sentence-transformers gives these names to every model
 _HEADS = {  # the ends of a class's name, and what to use instead
     "ForSequenceClassification": "fastbert.Classifier, or fastbert.Reranker for queries with documents",
@@ -51,6 +51,7 @@ class Folder:
         prompts: texts to put before others, by name.  prompt: the name of the one that is used where none is named.
         similarity: "cosine", "dot", "euclidean" or "manhattan"; None for the engine's own.
         truncate_dim: elements of a vector that are kept.  max_active_dims: elements of a sparse one that are.
+        activation: the class of PyTorch's that makes scores of logits.
     """
 
     name: str = ""
@@ -64,6 +65,7 @@ class Folder:
     similarity: str | None = None
     truncate_dim: int | None = None
     max_active_dims: int | None = None
+    activation: str | None = None
 
     def find(self, file: str) -> Path | None:
         """A file of the model, or None."""
@@ -74,7 +76,7 @@ def read_folder(name: str, kind: str) -> Folder:
     """What the files of a model in a directory or on the Hugging Face hub say.
 
     Args:
-        kind: DENSE or SPARSE, what its user expects.
+        kind: DENSE, SPARSE or CROSS, what its user expects.
 
     Raises:
         InputError: if it was made for something else, such as classifying, or a file cannot be read or used.
@@ -82,7 +84,8 @@ def read_folder(name: str, kind: str) -> Folder:
     local = hub.only_local(name, "modules.json", "config.json") if not Path(name).exists() else True
     modules = None if Path(name).is_file() else _read(name, "modules.json", local)
     if modules is None:
-        _refuse_heads(name)
+        if kind != CROSS:
+            _refuse_heads(name)
         return Folder(name, local, name)
     about = _read(name, "config_sentence_transformers.json", local) or {}
     made_for = about.get("model_type", DENSE)
@@ -113,6 +116,7 @@ def read_folder(name: str, kind: str) -> Folder:
         similarity,
         about.get("truncate_dim"),
         about.get("max_active_dims"),
+        about.get("activation_fn"),
     )
 
 
@@ -125,7 +129,11 @@ def _refuse_heads(name: str) -> None:
 
 def _check_transformer(name: str, settings: dict[str, Any], task: str) -> None:
     """Raises: InputError, if it asks for what would change vectors and is not done here."""
-    can = {"transformer_task": task, "module_output_name": "token_embeddings", "query_expansion": None}
+    can = {
+        "transformer_task": task,
+        "module_output_name": "scores" if task == _TASKS[CROSS] else "token_embeddings",
+        "query_expansion": None,
+    }
     for key in sorted(settings.keys() - _READ - _OF_NO_ACCOUNT):
         value = settings[key]
         if value != can[key] if key in can else value not in (None, {}, {"trust_remote_code": True}):

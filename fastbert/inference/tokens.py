@@ -3,7 +3,7 @@
 Dimension key:  B texts   T tokens
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,36 @@ class Tokens:
         """Where the tokens of these texts are, one text after the other, and where each text begins there, and T."""
         lengths = self.lengths[rows]
         cu_seqlens = np.concatenate([[0], lengths.cumsum()])
-        flat = np.repeat(self.starts[rows] - cu_seqlens[:-1], lengths) + np.arange(cu_seqlens[-1])
-        return flat, cu_seqlens.astype(np.int32)
+        return ranges(self.starts[rows], lengths), cu_seqlens.astype(np.int32)
+
+    def select(self, rows: npt.NDArray[np.int64]) -> "Tokens":
+        """These texts alone, in this order; nothing is counted again."""
+        flat, _ = self.places(rows)
+        types = None if self.types is None else self.types[flat]
+        return Tokens(self.ids[flat], self.lengths[rows], types=types, prompt=self.prompt)
+
+
+def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """start, start + 1, ... of each of these, `length` numbers, one after the other."""
+    firsts = starts + lengths - np.cumsum(lengths, dtype=np.int64)
+    return np.repeat(firsts, lengths) + np.arange(int(lengths.sum()), dtype=np.int64)
+
+
+def joined(parts: Sequence[Tokens]) -> Tokens:
+    """The texts of all parts, one after the other; the parts have the same `prompt`."""
+    if len(parts) == 1:
+        return parts[0]
+    types = None
+    if any(part.types is not None for part in parts):
+        types = np.concatenate([np.zeros(len(p.ids), np.int8) if p.types is None else p.types for p in parts])
+    return Tokens(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        sum(part.unknown for part in parts),
+        types,
+        sum(part.cut for part in parts),
+        parts[0].prompt,
+    )
 
 
 def by_budget(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -83,7 +83,7 @@ class VectorEngine(Engine):
             tokenizer.model_max_length = max(tokenizer.model_max_length, longest)
             max_length = min(longest, max_tokens(model)) if max_length is None else max_length
         if self.folder.lower_case:
-            _lower_case(tokenizer)
+            lower_case(tokenizer)
         super().__init__(model, tokenizer, max_length=max_length, **options)
         self.prompts = self.folder.prompts
         self.prompt = self.folder.prompt if prompt is None else prompt
@@ -196,7 +196,8 @@ def similarity(name: str, a_AN: npt.ArrayLike, b_BN: npt.ArrayLike) -> npt.NDArr
     return scores.numpy()
 
 
-def _lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let it lower-case texts, whatever else it does. Raises: InputError, if it has no backend."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"do_lower_case cannot be set for a {type(tokenizer).__name__}, which has no tokenizer.json")
