@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, torch_device, torch_dtype
+from fastbert.commands.options import DeviceOption, Precision, PrecisionOption, torch_device
 from fastbert.machine import where
 from fastbert.terminal import progress
 
@@ -24,7 +24,7 @@ def demo(
     query: Annotated[
         list[str] | None, typer.Option(help="Search for this and compare nothing; may be given several times.")
     ] = None,
-    dtype: DtypeOption = Dtype.fp32,
+    dtype: PrecisionOption = Precision.fp32,
     device: DeviceOption = None,
 ) -> None:
     """Search a hundred fables by meaning, and compare vectors and times with transformers."""
@@ -36,7 +36,7 @@ def demo(
 
     target = torch_device(device)
     name = str(demo.find_model()) if model is None else model
-    fast = Embedder(name, normalize=True, batch_tokens=2048, dtype=torch_dtype(dtype), device=target)
+    fast = Embedder(name, normalize=True, batch_tokens=2048, dtype=dtype.value, device=target)
     fables = demo.load_fables()
     start = time.perf_counter()
     tokens = fast.tokenize([fable.text for fable in fables], prompt="document")
@@ -53,7 +53,7 @@ def demo(
     if query:
         return
     console.print()
-    stock = load_model(AutoModel, fast.folder.transformer).to(target, torch_dtype(dtype))  # type: ignore[arg-type]
+    stock = load_model(AutoModel, fast.folder.transformer).to(target, fast.model.dtype)  # type: ignore[arg-type]
     batches = demo.sample(tokens, every=4 if target.type == "cpu" else 1)  # ten seconds on two cores
     texts = 2 * (1 + demo.TURNS) * sum(map(len, batches))
     with progress("comparing with transformers", texts, "fables") as advance:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, Model, torch_device, torch_dtype
+from fastbert.commands.options import DeviceOption, Model, Precision, PrecisionOption, torch_device
 from fastbert.commands.streamed import (
     ForceOption,
     FormatOption,
@@ -66,7 +66,7 @@ def embed(
     max_length: Annotated[
         int | None, typer.Option(help="Tokens a text is cut to.", show_default="what the model says")
     ] = None,
-    dtype: DtypeOption = Dtype.fp32,
+    dtype: PrecisionOption = Precision.fp32,
     device: DeviceOption = None,
     window: WindowOption = 4096,
     resume: ResumeOption = False,
@@ -84,7 +84,7 @@ def embed(
         return
     embedder = Embedder.from_pretrained(
         model,
-        dtype=torch_dtype(dtype),
+        dtype=dtype.value,
         device=torch_device(device),
         prompt=prompt,
         pool=[each.value for each in pool] if pool else None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastbert.commands.options import BatchTokensOption, DeviceOption, Dtype, DtypeOption, torch_device, torch_dtype
+from fastbert.commands.options import BatchTokensOption, DeviceOption, Precision, PrecisionOption, torch_device
 from fastbert.commands.streamed import (
     ForceOption,
     FormatOption,
@@ -39,7 +39,7 @@ class Shared:
     max_length: Annotated[int | None, typer.Option(help="Tokens of an input.", show_default="what the model takes")] = (
         None
     )
-    dtype: DtypeOption = Dtype.fp32
+    dtype: PrecisionOption = Precision.fp32
     device: DeviceOption = None
     window: WindowOption = 4096
     resume: ResumeOption = False
@@ -84,7 +84,7 @@ class Shared:
             return
         made = getattr(fastbert, engine).from_pretrained(
             model,
-            dtype=torch_dtype(self.dtype),
+            dtype=self.dtype.value,
             device=torch_device(self.device),
             batch_tokens=self.batch_tokens,
             max_length=self.max_length,

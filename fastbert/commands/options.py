@@ -18,8 +18,21 @@ class Dtype(str, enum.Enum):
     fp16 = "fp16"
 
 
+class Precision(str, enum.Enum):
+    """Of engines: `fastbert.inference.precision`."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a model on the Hugging Face hub.")
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--dtype", help="What products are computed in; auto: bf16 where the chip has it.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are kept and computed in.")]
 BatchTokensOption = Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, Model, torch_device, torch_dtype
+from fastbert.commands.options import DeviceOption, Model, Precision, PrecisionOption, torch_device
 from fastbert.errors import require
 from fastbert.terminal import counted, note
 
@@ -30,7 +30,7 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=1, help="Texts accepted and not yet answered; then 429.")] = 8192,
     max_texts: Annotated[int, typer.Option(min=1, help="Texts in a request.")] = 2048,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 4 << 20,
-    dtype: DtypeOption = Dtype.fp32,
+    dtype: PrecisionOption = Precision.fp32,
     device: DeviceOption = None,
 ) -> None:
     """Serve a model: OpenAI's /v1/embeddings, and /embed, /rerank and /predict of text-embeddings-inference."""
@@ -44,7 +44,7 @@ def serve(
         served = load(
             model,
             name=name,
-            dtype=torch_dtype(dtype),
+            dtype=dtype.value,
             device=torch_device(device),
             batch_tokens=batch_tokens,
             max_length=max_length,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastbert.commands.options import DeviceOption, Dtype, DtypeOption, Model, torch_device, torch_dtype
+from fastbert.commands.options import DeviceOption, Model, Precision, PrecisionOption, torch_device
 from fastbert.commands.streamed import FormatOption, IdKeyOption, TextKeyOption, progress_of
 from fastbert.commands.texts import warn_of_rows
 from fastbert.errors import InputError
@@ -37,7 +37,7 @@ def similar(
     text_key: TextKeyOption = "text",
     id_key: IdKeyOption = None,
     format: FormatOption = None,
-    dtype: DtypeOption = Dtype.fp32,
+    dtype: PrecisionOption = Precision.fp32,
     device: DeviceOption = None,
 ) -> None:
     """The texts of a corpus that are nearest to a query, each compared with it.
@@ -50,7 +50,7 @@ def similar(
 
     vectors = read_vectors(corpus)
     rows = Rows(corpus, {"--text-key": text_key}, id_key, format) if vectors is None else None
-    embedder = Embedder.from_pretrained(model, dtype=torch_dtype(dtype), device=torch_device(device))
+    embedder = Embedder.from_pretrained(model, dtype=dtype.value, device=torch_device(device))
     if vectors is not None:
         _check(vectors, corpus, embedder, model)
     start = time.perf_counter()

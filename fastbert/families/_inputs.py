@@ -247,6 +247,15 @@ def prepare(
     return inputs
 
 
+def trusted(limits: Limits, input_ids: Tensor, token_type_ids: Tensor | None, packing: Packing) -> Inputs:
+    """`prepare` for a packed batch, (1, T), that is known to be good."""
+    counted_1T = None if limits.padding_idx is None else _counted(input_ids, limits.padding_idx, packing)
+    inputs = _pack(packing, packing.shape, input_ids, token_type_ids, counted_1T, None, limits)
+    if limits.task_type_vocab_size is None:
+        return inputs
+    return replace(inputs, task_type_ids=torch.zeros_like(inputs.input_ids))
+
+
 def _at_most(limits: Limits) -> str:
     what = f"max_position_embeddings is {limits.max_position_embeddings}"
     if limits.padding_idx is None:

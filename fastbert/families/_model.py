@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils.generic import ModelOutput
 
-from fastbert import encoder, functional
+from fastbert import encoder, functional, touched
 from fastbert.encoder import Run
 from fastbert.families import _base, _inference, _inputs
 from fastbert.families._family import ModelRole, stock_of
@@ -196,6 +196,30 @@ class BaseModel(ModelRole):
             hidden_states=encoded.hidden_states if selection is not None and selection is not False else None,
         )
         return output.to_tuple() if kwargs.get("return_dict", self.config.return_dict) is False else output
+
+    def encode_packed(
+        self, input_ids: Tensor, token_type_ids: Tensor | None, packing: Packing, *, first_only: bool = False
+    ) -> Tensor | None:
+        """The last hidden states in inference on a CPU, without what a call takes besides, or None if one must be made.
+
+        Args:
+            input_ids, token_type_ids: (1, T), known to be good.
+
+        Returns:
+            (T, N), or with first_only (B, N).
+        """
+        this = cast(Any, self)
+        if self.training or touched.why_touched(this) is not None or self._why_not_packed(None, {}) is not None:
+            return None
+        run = Run(packing, None, False, _base.surveyed(this).called)
+        inputs = _inputs.trusted(self._limits(), input_ids, token_type_ids, packing)
+        embedded_TN = self._project(self.embeddings(run=run, inputs=inputs))
+        stack = self._stack()
+        at_once = _inference.layers_for(this, stack._layers(), embedded_TN, run)
+        if at_once is None:
+            return None
+        _base.state(this).count_packed()
+        return self._finish(at_once.run(stack._begin(embedded_TN), packing, first_only=first_only), run)
 
     def _is_decoder(self) -> bool:
         return bool(getattr(self.config, "is_decoder", False))

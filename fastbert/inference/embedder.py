@@ -134,7 +134,7 @@ class Embedder(VectorEngine):
     @torch.inference_mode()
     def encode_batch(self, batch: Batch) -> Tensor:
         """(B, N) float32 on the model's device, in one packed call, without synchronisation."""
-        return self.vectors(self.model(**batch.inputs()).last_hidden_state[0], batch)
+        return self.vectors(self.hidden(batch), batch)
 
     def vectors(self, hidden_TN: Tensor, batch: Batch) -> Tensor:
         """(B, N) float32 from the encoder's hidden states of a batch."""

@@ -5,7 +5,7 @@ Dimension key:  B texts   T packed tokens   N hidden size
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastbert.errors import InputError
+from fastbert.families import _base
 from fastbert.families._base import is_fast, max_tokens
 from fastbert.inference.encoding import Encoder, checked, is_pair, is_text, joined, naming_surrogates, takes_types
 from fastbert.inference.graphs import graphs as capture
 from fastbert.inference.loading import vocabulary_size
-from fastbert.inference.tokens import Tokens, by_budget
+from fastbert.inference.tokens import Tokens, by_budget, ranges
+from fastbert.packing import Packing
 from fastbert.warmup import warm_up
 
 _CHUNK = 1024  # texts tokenised between two reports of progress
@@ -48,6 +50,11 @@ class Batch:
     @property
     def tokens(self) -> int:
         return int(self.input_ids.shape[1])
+
+    def packing(self) -> Packing:
+        """Where the texts are; on a CPU."""
+        position_ids = torch.from_numpy(ranges(np.zeros_like(self.lengths), self.lengths))
+        return Packing(self.cu_seqlens, int(self.lengths.max()), position_ids, None, (1, self.tokens))
 
     def inputs(self) -> dict[str, Any]:
         """What a model of fastbert's takes."""
@@ -96,6 +103,7 @@ class Engine:
         if max_length is not None and not shortest <= max_length <= longest:
             raise InputError(f"max_length must be in [{shortest}, {longest}] for this model, but is {max_length}")
         self.model, self.tokenizer = model, tokenizer
+        self.inference_dtype = _base.state(cast(PreTrainedModel, model.base_model)).options.inference_dtype
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self.max_length = max_length or longest
         self.graphs = capture(model) if graphs else None
@@ -152,14 +160,25 @@ class Engine:
     def batch(self, tokens: Tokens, rows: npt.NDArray[np.int64]) -> Batch:
         """These texts, none of them without tokens."""
         flat, cu_seqlens = tokens.places(rows)
+        device = self.model.device
         return Batch(
             rows,
             tokens.lengths[rows],
-            self._to_device(tokens.ids[flat])[None],
-            None if tokens.types is None else self._to_device(tokens.types[flat].astype(np.int32))[None],
-            self._to_device(cu_seqlens),
+            _to_device(tokens.ids[flat], device)[None],
+            None if tokens.types is None else _to_device(tokens.types[flat].astype(np.int32), device)[None],
+            _to_device(cu_seqlens, device),
             tokens.prompt,
         )
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(T, N) the model's last hidden states."""
+        directly = getattr(self.model, "encode_packed", None)
+        if directly is not None and batch.input_ids.device.type == "cpu":
+            hidden_TN = directly(batch.input_ids, batch.token_type_ids, batch.packing())
+            if hidden_TN is not None:
+                return cast(Tensor, hidden_TN)
+        last: Tensor = self.model(**batch.inputs()).last_hidden_state[0]
+        return last
 
     @torch.inference_mode()
     def gather(
@@ -201,8 +220,7 @@ class Engine:
             self._warm_to = min(max_tokens(self.model), 1 << (longest - 1).bit_length())
             warm_up(self.model, max_length=self._warm_to)
 
-    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
-        t = torch.from_numpy(array)
-        if self.model.device.type == "cuda":
-            t = t.pin_memory()
-        return t.to(self.model.device, non_blocking=True)
+
+def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    t = torch.from_numpy(array)
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t

@@ -34,11 +34,14 @@ class HeadEngine(Engine):
         cls: type[Self],
         name: str,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = "fp32",
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> Self:
         """From a directory or the Hugging Face hub; `options` are those of the class.
+
+        Args:
+            dtype: PyTorch's, or a name of `fastbert.inference.precision`: "auto", "int8", ...
 
         Raises:
             InputError: if the checkpoint lacks the head, which would be random; see `load_model`, `load_tokenizer`.
@@ -47,7 +50,7 @@ class HeadEngine(Engine):
 
     @classmethod
     def _load(
-        cls, name: str, dtype: torch.dtype, device: torch.device | str
+        cls, name: str, dtype: torch.dtype | str, device: torch.device | str
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         for architecture in load_config(name).architectures or ():
             cls._check_head(architecture, f"{name} holds ")

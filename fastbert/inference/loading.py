@@ -14,6 +14,7 @@ from transformers.utils import logging
 from fastbert import hub
 from fastbert.errors import InputError
 from fastbert.families._base import model_types
+from fastbert.inference.precision import choose
 from fastbert.patching import patch
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
@@ -57,15 +58,22 @@ def load_model(kind: Any, name: str, *, may_miss: Sequence[str] = ("pooler.",)) 
 
 
 def load_packed(
-    kind: Any, name: str, *, dtype: torch.dtype, device: torch.device | str, may_miss: Sequence[str] = ("pooler.",)
+    kind: Any,
+    name: str,
+    *,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str,
+    may_miss: Sequence[str] = ("pooler.",),
 ) -> PreTrainedModel:
     """`load_model`, in that dtype on that device, patched: what an engine runs.
 
     Raises:
-        InputError: as `load_model`.
+        InputError: as `load_model` and `precision.choose`.
     """
+    precision = choose(dtype, device)
     model: Any = load_model(kind, name, may_miss=may_miss)
-    return patch(cast(PreTrainedModel, model.to(device, dtype)))
+    model = model.to(device, precision.dtype)
+    return patch(cast(PreTrainedModel, model), inference_dtype=precision.inference_dtype)
 
 
 def load_weights(kind: Any, name: str, **options: Any) -> tuple[Any, list[str]]:

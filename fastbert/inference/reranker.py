@@ -64,7 +64,7 @@ class Reranker(HeadEngine):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
+        cls, name: str, *, dtype: torch.dtype | str = "fp32", device: torch.device | str = "cpu", **options: Any
     ) -> "Reranker":
         """From a directory or the Hugging Face hub; `options` are those of the class.
 

@@ -34,7 +34,8 @@ class VectorEngine(Engine):
         tokenizer: of a model that is given itself.
         prompt: the name of the model's prompt for texts that come without one.
         max_length: tokens a text is cut to, prompt included; what the model's files say where it is None.
-        dtype, device: for a name: float32 on the CPU where they are None.
+        dtype, device: for a name: float32 on the CPU where they are None; a dtype of PyTorch's, or a name of
+            `fastbert.inference.precision`: "auto", "int8", ...
         options: of `Engine`.
 
     Attributes:
@@ -58,7 +59,7 @@ class VectorEngine(Engine):
         *,
         prompt: str | None = None,
         max_length: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
@@ -69,7 +70,7 @@ class VectorEngine(Engine):
             model = load_packed(
                 self.auto,
                 self.folder.transformer,
-                dtype=dtype or torch.float32,
+                dtype=dtype,
                 device=device or "cpu",
                 may_miss=self.may_miss,
             )
@@ -96,7 +97,7 @@ class VectorEngine(Engine):
         cls: type[Own],
         name: str,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = "fp32",
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> Own:

@@ -14,7 +14,7 @@ from fastbert.inference.server.service import Served
 from fastbert.inference.tokens import Tokens
 
 
-def load(name_or_path: str, *, name: str | None, dtype: torch.dtype, device: torch.device, **options: Any) -> Served:
+def load(name_or_path: str, *, name: str | None, dtype: str, device: torch.device, **options: Any) -> Served:
     """A checkpoint from a directory or the Hugging Face hub, for a server.
 
     Args:

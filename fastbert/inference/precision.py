@@ -1,0 +1,56 @@
+"""What a model's weights and products are in, by name."""
+
+from typing import NamedTuple
+
+import torch
+
+from fastbert.errors import InputError
+from fastbert.prepared import why_no_precision
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = ("auto", "int8", *DTYPES)
+
+
+class Precision(NamedTuple):
+    """What `Module.to` and `fastbert.patch` take.
+
+    Attributes:
+        dtype: of the weights.
+        inference_dtype: of the layers' products in inference on a CPU, where that is not the weights'.
+    """
+
+    dtype: torch.dtype
+    inference_dtype: str | None = None
+
+
+def choose(dtype: torch.dtype | str | None, device: torch.device | str) -> Precision:
+    """The precision of that name on a device; float32 for None.
+
+    "auto" is bf16 where the chip computes in it, else fp16 on a GPU and fp32 on a CPU. On a CPU with instructions for
+    bf16 only products are in it: sums, LayerNorms and weights are in float32.
+
+    Raises:
+        InputError: if there is no such name, or the device cannot have it.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return _exactly(dtype or torch.float32, device)
+    if dtype not in NAMES:
+        raise InputError(f"dtype must be one of {', '.join(NAMES)}, but is {dtype!r}")
+    on_cpu = torch.device(device).type == "cpu"
+    if dtype == "int8":
+        why = why_no_precision("int8") if on_cpu else "on a GPU it is not there yet: bf16 or fp16 are"
+        if why is not None:
+            raise InputError(f"dtype int8: {why}")
+        return Precision(torch.float32, "int8")
+    if dtype == "auto":
+        if on_cpu:
+            dtype = "bf16" if why_no_precision("bf16") is None else "fp32"
+        else:
+            dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return _exactly(DTYPES[dtype], device)
+
+
+def _exactly(dtype: torch.dtype, device: torch.device | str) -> Precision:
+    if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and why_no_precision("bf16") is None:
+        return Precision(torch.float32, "bf16")
+    return Precision(dtype)
