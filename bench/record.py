@@ -32,7 +32,10 @@ import torch
 from bench.commit import commit
 
 OURS = "fastbert"
-PACKAGES = ("torch", "triton", "transformers", "numpy", "flash-attn", "liger-kernel")
+PACKAGES = (
+    *("torch", "triton", "transformers", "numpy", "flash-attn", "liger-kernel"),
+    *("sentence-transformers", "tokenizers", "onnxruntime", "onnx", "openvino", "nncf", "ctranslate2"),
+)
 BEGUN, FINISHED, LOST = "begun", "finished", "lost"  # what became of a test, in `Run.nodes`
 _CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 Product = tuple[str, int, int, int]  # pass (forward, dgrad, wgrad), tokens, features in, features out
