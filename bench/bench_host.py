@@ -1,8 +1,8 @@
-"""What the host costs: its time of a layer, the nodes of a CUDA graph of a whole forward, its share of a batch of texts.
+"""What the host costs: its time of a layer, the nodes of a CUDA graph of a whole forward, its share of many texts.
 
 A layer's time is that of launching it, by the CPU time of the thread that launches: the difference of two models with
-many and with few layers, of one short sequence, for which the GPU has next to nothing to do. The share is what is left of the time from strings to vectors when the
-encoder's is taken off: its forwards alone, their inputs made before.
+many and with few layers, of one short sequence, for which the GPU has next to nothing to do. The share is what is left
+of the time from strings to vectors when the encoder's is taken off: its forwards alone, their inputs made before.
 """
 
 import statistics

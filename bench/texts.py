@@ -86,8 +86,8 @@ def labelled_sentences(part: str) -> list[tuple[str, int]]:
 
 
 def sample(count: int, pairs: bool) -> Sequence[str] | Sequence[tuple[str, str]]:
-    """Real texts or pairs that are in no task: what a quantisation is calibrated with."""
-    texts = [row["sentence1"] for row in _table(DATA / "glue/STS-B/train.tsv")]
+    """Texts or pairs to calibrate a quantisation with; where there is the data, none that is measured with."""
+    texts = sorted({row["sentence1"] for row in _table(DATA / "glue/STS-B/train.tsv")} - {*_texts("STS-B")})
     if not texts:
         return items("pairs" if pairs else "passages", count)
     chosen = random.Random(1).sample(texts, 2 * count if pairs else count)
