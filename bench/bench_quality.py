@@ -1,7 +1,7 @@
 """What a precision costs: MiniLM's vectors against people's judgements.
 
 "STS-B": Spearman's correlation, in percent, of cosines with how alike people found two sentences, dev set. "SST-2": the
-percentage of the dev set that a logistic regression gets right, having learnt from float32's vectors of 1,000 sentences.
+percentage of the dev set that a logistic regression gets right, learnt from float32's vectors of 1,000 sentences.
 Of what computes in float32 only fastbert and sentence-transformers: the others agree with them to six digits.
 """
 

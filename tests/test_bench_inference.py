@@ -47,7 +47,7 @@ def test_a_task_has_as_many_texts_as_it_is_asked_for(task: str, anywhere: str) -
     if task == "rerank":
         assert len({item[0] for item in found}) == 1
     if task == "unsorted" and anywhere != "fables":
-        assert np.std(lengths[:12]) > 20  # they are not one source after the other
+        assert max(lengths[:8]) > 40  # not STS-B's before all others
 
 
 def test_what_is_calibrated_with_is_not_what_is_measured_with(anywhere: str) -> None:
@@ -136,13 +136,13 @@ def test_a_runtime_that_is_missing_is_named(name: str, module: str, monkeypatch:
 
 def test_what_agrees() -> None:
     rng = np.random.default_rng(0)
-    expected = rng.normal(size=(20, 32)).astype(np.float32)
+    expected = rng.normal(size=(100, 32)).astype(np.float32)
     for precision, tolerance in TOLERANCE.items():
         noise = rng.normal(size=expected.shape).astype(np.float32)
         assert wrong(3 * expected, expected, precision) is None  # normalised or not
         assert wrong(expected + 0.5 * tolerance**0.5 * noise, expected, precision) is None
         assert "a cosine of" in str(wrong(expected + 4 * tolerance**0.5 * noise, expected, precision))
-        assert "a cosine of" in str(wrong(expected[[1, 0, *range(2, 20)]], expected, precision))
+        assert "a cosine of" in str(wrong(expected[[1, 0, *range(2, 100)]], expected, precision))
         assert "a cosine of" in str(wrong(np.full_like(expected, np.nan), expected, precision))
     scores = np.float32([0.9, 0.91, 0.93, 0.92])
     assert wrong(scores, scores, "fp32") is None
@@ -184,7 +184,9 @@ def test_quality_is_the_correlation_with_peoples_judgement(monkeypatch: pytest.M
     monkeypatch.setattr(texts, "scored_sentences", lambda: [*zip(a, b, scores, strict=True)])
     assert bench_quality.correlation(_of(scores, a, b)) == pytest.approx(100)
     assert bench_quality.correlation(_of([-score for score in scores], a, b)) == pytest.approx(-100)
-    assert bench_quality.correlation(lambda them: 7 * _of(scores, a, b)(them)) == pytest.approx(100)
+    lengths = {text: 9.0**i for i, text in enumerate("pxqyrz")}  # of vectors: they do not count
+    scaled = lambda them: _of(scores, a, b)(them) * np.float32([[lengths[text]] for text in them])  # noqa: E731
+    assert bench_quality.correlation(scaled) == pytest.approx(100)
 
 
 def test_quality_is_what_a_probe_gets_right(monkeypatch: pytest.MonkeyPatch) -> None:
