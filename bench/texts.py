@@ -39,7 +39,7 @@ TASKS = {
     "sentences": Task("STS-B", 256, (4, 40)),
     "passages": Task("Wikipedia", 256, (12, 400)),
     "pairs": Task("SQuAD", 384, (40, 350), pairs=True),
-    "rerank": Task("SQuAD", 256, (40, 350), pairs=True),  # one question, many passages
+    "rerank": Task("Wikipedia", 256, (20, 60), pairs=True),  # one question, many passages
     "unpadded": Task("Wikipedia", 512, (600, 700)),  # longer than 512 tokens
     "query": Task("SQuAD", 256, (8, 9)),
     "unsorted": Task("STS-B, SQuAD, Wikipedia", 256, (4, 400)),  # as they arrive: nothing can be sorted
@@ -67,7 +67,7 @@ def items(task: str, count: int) -> Sequence[str] | Sequence[tuple[str, str]]:
         return _chosen(_texts("questions" if it.source == "SQuAD" else it.source), count, it.words)
     if task == "rerank":
         (question,) = items("query", 1)
-        return [(str(question), passage) for passage in _chosen(_texts("SQuAD"), count, it.words)]
+        return [(str(question), passage) for passage in _chosen(_texts(it.source), count, it.words)]
     found = [(q, p) for q, p in _squad() if _fits(q, QUESTION) and _fits(p, it.words)]
     return random.Random(0).sample(found, count)
 
