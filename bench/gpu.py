@@ -319,8 +319,8 @@ def _outcome(output: str, ended: End) -> dict[str, Any]:
 
 def _bad(name: str, why: str) -> bool:
     """Whether a failure is fastbert's, or a wrong result."""
-    harmless = TIME_OVER, "needs a GPU"
-    return (name.startswith(OURS) and why not in harmless) or why.startswith("wrong: ")
+    harmless = why in (TIME_OVER, "needs a GPU") or re.fullmatch(r"has no \w+|fastbert\.\w+ is not here", why)
+    return (name.startswith(OURS) and not harmless) or why.startswith("wrong: ")
 
 
 def _line(stage: Mapping[str, Any]) -> str:
