@@ -8,6 +8,7 @@ the GPU fails. Nothing that ended a process is tried again.
 
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -159,6 +160,11 @@ class Attempts:
             if self._recorder is None:
                 raise
             self._end()
+
+
+def is_error(why: str) -> bool:
+    """Whether a provider failed, or was wrong, and is not only absent or not made for a case."""
+    return re.match(r"\w+: ", why) is not None
 
 
 def reason(error: BaseException) -> str:

@@ -1,7 +1,8 @@
-"""What launching costs: the host's time of a layer, and the nodes of a CUDA graph of a whole forward.
+"""What the host costs: its time of a layer, the nodes of a CUDA graph of a whole forward, its share of many texts.
 
 A layer's time is that of launching it, by the CPU time of the thread that launches: the difference of two models with
-many and with few layers, of one short sequence, for which the GPU has next to nothing to do.
+many and with few layers, of one short sequence, for which the GPU has next to nothing to do. The share is what is left
+of the time from strings to vectors when the encoder's is taken off: its forwards alone, their inputs made before.
 """
 
 import statistics
@@ -15,7 +16,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import fastbert
-from bench import clock
+from bench import clock, peers, texts
+from bench.attempts import is_error
 from bench.bench_model import case_of, make_batch, make_model, make_step
 from bench.harness import Bench, Figures
 from bench.record import OURS
@@ -23,6 +25,7 @@ from bench.record import OURS
 SDPA = "transformers SDPA"
 LAYERS = 4, 12
 ROUNDS = 5, 40  # left out, counted
+TURNS = {"cpu": 3, "cuda": 10}  # from strings to vectors, of which the first is left out
 
 
 def _cases(model: str, S: int, dtype: str) -> list[dict[str, Any]]:
@@ -30,16 +33,25 @@ def _cases(model: str, S: int, dtype: str) -> list[dict[str, Any]]:
     return [{"what": "layer", **case, "S": 8}, {"what": "graph", **case}]
 
 
-SMALLEST = _cases("tiny", 16, "float32")
-GOALS = {"cuda": [case for model in ("base", "large") for case in _cases(model, 128, "bfloat16")]}
-CASES = {"cpu": _cases("MiniLM", 128, "float32"), "cuda": GOALS["cuda"]}
+def _share_of(model: str, count: int, dtype: str) -> dict[str, Any]:
+    return {"what": "share", "model": model, "task": "queries", "texts": count, "dtype": dtype}
+
+
+SMALLEST = [*_cases("tiny", 16, "float32"), _share_of("tiny", 32, "fp32")]
+GOALS = {
+    "cuda": [
+        *(case for model in ("base", "large") for case in _cases(model, 128, "bfloat16")),
+        *(_share_of(model, 1024, "bf16") for model in ("MiniLM", "base")),
+    ]
+}
+CASES = {"cpu": [*_cases("MiniLM", 128, "float32"), _share_of("MiniLM", 1024, "fp32")], "cuda": GOALS["cuda"]}
 
 
 def test_host(case: dict[str, Any], untimed: Bench) -> None:
-    make = {"layer": _layer, "graph": _graph}[case["what"]]
-    providers = {name: partial(make, case, untimed, name) for name in (OURS, SDPA)}
-    row = untimed.figures("host", case, providers, unit="nodes" if case["what"] == "graph" else "")
-    assert untimed.measure or not row.failures, row.failures
+    make, unit = {"layer": (_layer, ""), "graph": (_graph, "nodes"), "share": (_share, "%")}[case["what"]]
+    names = (OURS, f"{OURS} int8") if case["what"] == "share" else (OURS, SDPA)
+    row = untimed.figures("host", case, {name: partial(make, case, untimed, name) for name in names}, unit)
+    assert untimed.measure or not any(map(is_error, row.failures.values())), row.failures
 
 
 def _step(case: dict[str, Any], device: str, name: str, layers: int | None = None) -> Callable[[], Any]:
@@ -91,3 +103,22 @@ def nodes(replay: Callable[[], Any], device: str) -> int:
         events = [it for it in profiled.events() if it.device_type == kind and not it.is_user_annotation]
         counts.append(len([it for it in events if not it.cpu_children]))
     return int(statistics.median(counts))
+
+
+def _share(case: dict[str, Any], bench: Bench, name: str) -> Figures:
+    """Percent of the time that are tokenisation and all else around the encoder."""
+    task = texts.TASKS[case["task"]]
+    engine: Any = peers.peer(name, case["model"], False, task.max_length, bench.device, case["dtype"])
+    engine, items = engine.engine, texts.items(case["task"], case["texts"])
+    inputs = [batch.inputs() for batch in engine.batches(engine.tokenize(items))]
+
+    def encoder() -> None:
+        with torch.inference_mode():
+            for batch in inputs:
+                engine.model(**batch)
+            if bench.device == "cuda":
+                torch.cuda.synchronize()
+
+    steps = {"whole": partial(engine.encode, items), "encoder": encoder}
+    timings, _ = clock.cpu_timings(steps, time.perf_counter, 0.0, TURNS[bench.device] - clock.LEFT_BEHIND)
+    return Figures(values={name: 100 * (1 - timings["encoder"].median / timings["whole"].median)})

@@ -19,18 +19,19 @@ LEFT_BEHIND = 1  # rounds that are not counted
 
 
 def cpu_timings(
-    steps: Mapping[str, Step], clock: Callable[[], float], seconds: float
+    steps: Mapping[str, Step], clock: Callable[[], float], seconds: float, turns: int = ROUNDS[0]
 ) -> tuple[dict[str, Timing], dict[str, list[float]]]:
     """Time steps in turn, so that whatever else the machine does hits all alike.
 
     Args:
         clock: returns seconds.  seconds: how long to go on for each step, within ROUNDS.
+        turns: instead of the fewest of ROUNDS.
 
     Returns:
         The timings, and every counted time.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    total = LEFT_BEHIND + ROUNDS[0]
+    total = LEFT_BEHIND + turns
     with _no_collection():
         for done in range(LEFT_BEHIND + ROUNDS[1]):
             for name, step in steps.items():
@@ -39,17 +40,16 @@ def cpu_timings(
                 times[name].append(clock() - start)
             if done + 1 == LEFT_BEHIND:
                 a_round = sum(taken[-1] for taken in times.values())
-                total = LEFT_BEHIND + rounds(a_round / max(1, len(steps)), seconds)
+                total = LEFT_BEHIND + rounds(a_round / max(1, len(steps)), seconds, turns)
             if done + 1 >= total:
                 break
     counted = {name: taken[LEFT_BEHIND:] for name, taken in times.items()}
     return {name: Timing.of(taken, "clock") for name, taken in counted.items()}, counted
 
 
-def rounds(step_seconds: float, seconds: float) -> int:
+def rounds(step_seconds: float, seconds: float, fewest: int = ROUNDS[0]) -> int:
     """How many rounds of a step fit into a time, within ROUNDS."""
-    fewest, most = ROUNDS
-    return max(fewest, min(most, int(seconds / max(step_seconds, 1e-9))))
+    return max(fewest, min(ROUNDS[1], int(seconds / max(step_seconds, 1e-9))))
 
 
 class CudaClock:

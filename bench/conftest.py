@@ -20,6 +20,7 @@ from pytest_benchmark.utils import load_timer
 from bench import clock
 from bench.attempts import TIME_OVER, Attempts, end_process
 from bench.ceilings import Ceilings
+from bench.clock import ROUNDS
 from bench.harness import Bench, replay
 from bench.record import BEGUN, FINISHED, LOST, Recorder, Run
 from bench.table import terminal_table
@@ -28,6 +29,7 @@ SECONDS = {"cpu": 0.5, "cuda": 0.15}  # that a provider of a case is timed
 ORDER = (
     "roof",
     "model",
+    "inference",
     "attention",
     "layer_norm",
     "ffn",
@@ -40,6 +42,7 @@ ORDER = (
     "linear",
     "input",
     "memory",
+    "quality",
 )
 
 
@@ -50,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", default=".out/bench.json", help="where --benchmark writes what it measured")
     group.addoption("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     group.addoption("--budget", type=float, help="seconds after which nothing more is measured")
+    group.addoption("--turns", type=int, default=ROUNDS[0], help="that all providers take at least, by a host's clock")
     group.addoption("--part", choices=("goals", "rest", "all"), default="all", help="of the cases that are measured")
     group.addoption("--resume", action="store_true", help="go on with the run in --results, if there is one")
 
@@ -158,6 +162,7 @@ def _bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture | None) -
             compiles=measure and node.get_closest_marker("goal") is None,
             timer=timer.target,
             seconds=SECONDS[device] / (10 if config.getoption("--smallest") else 1),
+            turns=config.getoption("--turns"),
         )
     if recorder is not None and resume:
         recorder.mark(node.nodeid, None if attempts.over else FINISHED)

@@ -63,6 +63,7 @@ class Ready(NamedTuple):
         graph: whether to capture the steps in a CUDA graph, if they can be.
         only: whether without a graph there is nothing to time.
         work: the row's, where only a provider can tell.
+        host: whether a step ends with its result on the host, so that the host's clock is right on a GPU, too.
     """
 
     steps: list[Step]
@@ -70,6 +71,7 @@ class Ready(NamedTuple):
     graph: bool = False
     only: bool = False
     work: Work | None = None
+    host: bool = False
 
 
 class Figures(NamedTuple):
@@ -87,6 +89,7 @@ class Bench:
         measure: whether to time, or only to check.  compiles: whether torch.compile is among the providers.
         timer: the host's clock, in seconds.
         seconds: how long a provider of a case is timed.
+        turns: rounds of all providers by the host's clock, at least.
     """
 
     def __init__(
@@ -99,12 +102,13 @@ class Bench:
         compiles: bool,
         timer: Callable[[], float],
         seconds: float,
+        turns: int = clock.ROUNDS[0],
     ) -> None:
         self.device = device
         self.measure = measure
         self.compiles = compiles
         self._benchmark, self._attempts = benchmark, attempts
-        self._timer, self.seconds = timer, seconds
+        self._timer, self.seconds, self._turns = timer, seconds, turns
         self._row: Row | None = None
 
     def operator(
@@ -172,16 +176,18 @@ class Bench:
                 row.work = ready.work
             if ready.wrong is not None:
                 return f"wrong: {ready.wrong}"
-            if self.measure and self.device == "cuda":
+            if self.measure and self.device == "cuda" and not ready.host:
                 times[name] = self._on_gpu(row, name, ready)
             else:
-                ready.steps[0]()
+                if not ready.host:  # whose check was on that very step
+                    ready.steps[0]()
                 steps[name] = ready.steps[0]
             return None
 
         own_error = self._each(row, {name: partial(do, name, make) for name, make in providers.items()})
         if self.measure and steps:
-            timings, times = clock.cpu_timings(steps, self._timer, self.seconds)
+            timings, by_clock = clock.cpu_timings(steps, self._timer, self.seconds, self._turns)
+            times |= by_clock
             row.timings.update(timings)
             self._attempts.write(row)
         self._tell_pytest_benchmark(row, times)

@@ -23,12 +23,19 @@ from bench.shown import (
     LENGTHS,
     MODELS,
     SDPA,
+    STOCK,
+    TASKS,
     Gain,
     describe,
+    engines,
     fastest,
     fastest_compiled,
+    how_many,
     kernels,
+    library,
     losses,
+    precisions,
+    sides,
     telling,
     where,
 )
@@ -209,7 +216,47 @@ def breakdown(run: Run) -> Figure | None:
     return figure
 
 
-PICTURES: dict[str, Callable[[Run], Figure | None]] = {make.__name__: make for make in (headline, ceiling, breakdown)}
+def inference(run: Run) -> Figure | None:
+    """How many times as fast as sentence-transformers engines are from strings on, in each precision."""
+    rows = engines(run)
+    if not rows:
+        return None
+    panels = precisions(rows)
+    figure, (axes,) = _figure(run, 1.55 + 0.42 * len(rows), columns=len(panels), sharey=True)
+    slower = []
+    for precision, ax in zip(panels, axes, strict=True):
+        for y, row in enumerate(rows):
+            ours, other = sides(row, precision)
+            both = ours and other
+            if ours:
+                gain = Gain.of(row, ours, STOCK)
+                slower.append(other is not None and Gain.of(row, ours, other).slower)
+                ax.barh(y - 0.19 if both else y, gain.ratio, 0.34, color=ORANGE if slower[-1] else BLUE)
+                _beside(ax, y - 0.19 if both else y, f"{gain.ratio:.2f} x", weight="bold", fontsize=8)
+            if other:
+                gain = Gain.of(row, other, STOCK)
+                ax.barh(y + 0.19 if both else y, gain.ratio, 0.34, color=PALE)
+                _beside(ax, y + 0.2 if both else y, f"{gain.ratio:.2f} x {library(other)}", color=GREY, fontsize=8)
+    for y, row in enumerate(rows):
+        _name(axes[0], y, TASKS[row.case["task"]], f"{MODELS[row.case['model']]}, {how_many(row)}")
+    _finish(axes, len(rows))
+    for precision, ax in zip(panels, axes, strict=True):
+        ax.set(title=precision, xlim=(0, 1.03 * max(1, ax.dataLim.x1)))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g} x")
+        ax.locator_params(axis="x", nbins=3)
+        ax.axvline(1, color=INK, linewidth=1)
+    handles: list[Artist] = [Patch(color=BLUE, label=OURS)] if not all(slower) else []
+    if any(slower):
+        handles.append(Patch(color=ORANGE, label=f"{OURS}, where another is faster"))
+    handles.append(Patch(color=PALE, label="the fastest other, by name"))
+    _head(figure, f"From strings: how many times as fast as {STOCK}, {rows[0].case['dtype']}", handles)
+    figure.set_label(f"How many times as fast as {STOCK} engines are from strings on, on {run.name}")
+    return figure
+
+
+PICTURES: dict[str, Callable[[Run], Figure | None]] = {
+    make.__name__: make for make in (headline, inference, ceiling, breakdown)
+}
 
 
 def _figure(

@@ -32,7 +32,11 @@ import torch
 from bench.commit import commit
 
 OURS = "fastbert"
-PACKAGES = ("torch", "triton", "transformers", "numpy", "flash-attn", "liger-kernel")
+PACKAGES = (
+    *("torch", "triton", "transformers", "numpy", "flash-attn", "liger-kernel"),
+    *("sentence-transformers", "tokenizers", "onnxruntime", "onnx", "openvino", "nncf", "ctranslate2"),
+)
+PRECISIONS = "fp32", "fp16", "bf16", "int8"
 BEGUN, FINISHED, LOST = "begun", "finished", "lost"  # what became of a test, in `Run.nodes`
 _CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 Product = tuple[str, int, int, int]  # pass (forward, dgrad, wgrad), tokens, features in, features out
@@ -279,6 +283,12 @@ class Roof:
         """Useful FLOP/s of a model over those of the fastest product: MFU against what was measured."""
         rate = self.product(row.case.get("dtype", ""))
         return None if rate is None else row.work.flops / row.timings[provider].median / rate
+
+
+def split(name: str, dtype: str) -> tuple[str, str]:
+    """A provider's name without its precision, and that: the case's dtype where the name says none."""
+    library, _, last = name.rpartition(" ")
+    return (library, last) if last in PRECISIONS else (name, dtype)
 
 
 def speedup(row: Row, over: str) -> float | None:

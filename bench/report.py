@@ -5,13 +5,31 @@ All of it is made from result files (`bench/record.py`) and from nothing else; t
 
 import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench.pictures import DARK, draw
-from bench.record import OURS, Roof, Row, Run
-from bench.shown import MODELS, SDPA, Gain, describe, fastest_compiled, losses, telling, where
-from bench.table import beside, duration, rate
+from bench.record import OURS, Roof, Row, Run, split
+from bench.shown import (
+    MODELS,
+    PATCHED,
+    SDPA,
+    STOCK,
+    TASKS,
+    Gain,
+    behind,
+    describe,
+    engines,
+    fastest_compiled,
+    how_many,
+    library,
+    losses,
+    precisions,
+    sides,
+    telling,
+    where,
+)
+from bench.table import beside, duration, rate, texts_rate
 from fastbert.families.__main__ import table
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +62,7 @@ def main(results: Sequence[Path] | None = None, root: Path = ROOT) -> int:
     texts = {path: path.read_text() for path in (readme, performance)}
     for path, section, content in (
         (readme, "headline", headline_section(runs, readme.parent)),
+        (readme, "inference", inference_section(runs, readme.parent)),
         (readme, "families", table() + "\n"),
         (performance, "memory", memory_section(runs, performance.parent)),
     ):
@@ -72,11 +91,10 @@ def put(text: str, section: str, content: str, name: str) -> str:
 
 def headline_section(runs: dict[Path, Run], base: Path) -> str:
     """A picture, a table and where they come from: the latest run of a GPU, or else of a CPU."""
-    shown = {path: run for path, run in runs.items() if telling(run)}
-    if not shown:
+    path = _latest(runs, telling)
+    if path is None:
         return ""
-    path = max(shown, key=lambda path: (shown[path].device == "cuda", shown[path].started))
-    run, link = shown[path], _link(path, base)
+    run, link = runs[path], _link(path, base)
     lines = []
     for row in telling(run):
         others = SDPA, fastest_compiled(row)
@@ -87,6 +105,84 @@ def headline_section(runs: dict[Path, Run], base: Path) -> str:
     shows = picture(f"How many times as fast as transformers with SDPA, on {run.name}", f"{link}/headline")
     words = ["Tokens a second, padding not counted; in brackets what the spreads allow.", losses(telling(run))]
     return f"{shows}\n{_table(header, lines)}\n{' '.join(filter(None, words))} {origin(run, link)}\n"
+
+
+def inference_section(runs: dict[Path, Run], base: Path) -> str:
+    """A picture, a table and what it costs in quality: the latest run of a GPU, or else of a CPU."""
+    path = _latest(runs, engines)
+    if path is None:
+        return ""
+    run, link, rows = runs[path], _link(path, base), engines(runs[path])
+    kinds = precisions(rows)
+    header = ["from strings on", STOCK, "patched"]
+    for precision in kinds:
+        header += [f"fastbert {precision}", f"best other {precision}"]
+    lines = []
+    for row in rows:
+        what = f"{MODELS[row.case['model']]}, {TASKS[row.case['task']]}: {how_many(row)} of {row.case['source']}"
+        cells = [what, _rates(row, STOCK), _times(row, PATCHED if PATCHED in row.timings else None)]
+        for precision in kinds:
+            ours, other = sides(row, precision)
+            gain = _times(row, ours)
+            won = bool(ours and other) and not Gain.of(row, str(ours), str(other)).slower
+            cells.append(f"{f'**{gain}**' if won else gain}<br>{_rates(row, ours)}" if ours else "")
+            cells.append(f"{_times(row, other)} {library(other)}" if other else "")
+        lines.append(cells)
+    for row in run.find("quality"):
+        lines.append(_quality(row, kinds))
+    shows = picture(
+        f"How many times as fast as {STOCK} engines are from strings on, on {run.name}", f"{link}/inference"
+    )
+    words = [f"Times as fast as {STOCK} as it comes, {rows[0].case['dtype']}; padding does not count as tokens."]
+    words += [behind(rows), _absent(rows), _peers(run), origin(run, link)]
+    return f"{shows}\n{_table(header, lines)}\n{' '.join(filter(None, words))}\n"
+
+
+QUALITY = {"STS-B": "STS-B dev, Spearman", "SST-2": "SST-2 dev, accuracy of a linear probe"}
+PEERS = STOCK, "onnxruntime", "openvino", "nncf", "ctranslate2"
+
+
+def _quality(row: Row, kinds: Sequence[str]) -> list[str]:
+    """A line of the table of inference."""
+    dtype = row.case["dtype"]
+    cells = [
+        QUALITY.get(row.case["what"], row.case["what"]),
+        f"{row.values[STOCK]:.2f} %" if STOCK in row.values else "",
+        "",
+    ]
+    for precision in kinds:
+        values = {split(name, dtype)[0]: x for name, x in row.values.items() if split(name, dtype)[1] == precision}
+        cells.append(f"{values.pop(OURS):.2f} %" if OURS in values else "")
+        cells.append(
+            ", ".join(f"{name} {x:.2f} %" for name, x in values.items() if name != STOCK or precision != dtype)
+        )
+    return cells
+
+
+def _absent(rows: Sequence[Row]) -> str:
+    """Who has no time at all, and why."""
+    timed = {name for row in rows for name in row.timings}
+    whys = {name: why for row in rows for name, why in row.failures.items() if name not in timed}
+    return f"Not timed: {'; '.join(f'{name} ({why})' for name, why in whys.items())}." if whys else ""
+
+
+def _peers(run: Run) -> str:
+    there = [f"{name} {run.versions[name]}" for name in PEERS if name in run.versions]
+    return f"Against {', '.join(there)}." if there else ""
+
+
+def _rates(row: Row, name: str) -> str:
+    return f"{rate(row, name)}, {texts_rate(row, name)}"
+
+
+def _times(row: Row, name: str | None) -> str:
+    return f"{Gain.of(row, name, STOCK).ratio:.2f} x" if name else ""
+
+
+def _latest(runs: Mapping[Path, Run], rows: Callable[[Run], Sequence[Row]]) -> Path | None:
+    """The file of the latest run of a GPU that has such rows, or else of a CPU."""
+    shown = [path for path, run in runs.items() if rows(run)]
+    return max(shown, key=lambda path: (runs[path].device == "cuda", runs[path].started), default=None)
 
 
 def memory_section(runs: dict[Path, Run], base: Path) -> str:

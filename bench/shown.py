@@ -4,10 +4,12 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from bench.record import OURS, Row, Run
+from bench.record import OURS, PRECISIONS, Row, Run, split
 
 SDPA = "transformers SDPA"
 COMPILED = "transformers SDPA, compiled"
+STOCK = "sentence-transformers"
+PATCHED = f"{STOCK}, patched"
 MODELS = {"MiniLM": "MiniLM-L6", "base": "BERT-base", "large": "BERT-large"}
 LENGTHS = {"full": "no padding", "wikipedia": "Wikipedia lengths", "squad": "SQuAD lengths"}
 KERNELS = {
@@ -17,6 +19,16 @@ KERNELS = {
     "ffn": "linear + GELU",
     "feed_forward": "feed-forward",
     "cross_entropy": "cross-entropy",
+}
+TASKS = {
+    "queries": "short queries",
+    "sentences": "sentences",
+    "passages": "passages, to 256",
+    "pairs": "pairs, to 384",
+    "unpadded": "no padding, 512",
+    "unsorted": "mixed, not sorted",
+    "query": "one query",
+    "rerank": "rerank passages",
 }
 _REAL = {"inference": ("squad", "wikipedia", "full"), "training": ("wikipedia", "squad", "full")}
 _DTYPES = {
@@ -99,6 +111,52 @@ def fastest(row: Row, names: Iterable[str]) -> str | None:
 def fastest_compiled(row: Row) -> str | None:
     """With static or with dynamic shapes."""
     return fastest(row, (name for name in row.timings if name.startswith(COMPILED)))
+
+
+def engines(run: Run) -> list[Row]:
+    """Inference from strings on, that sentence-transformers has a time for."""
+    rows = [row for row in run.find("inference", **{"from": "strings"}) if STOCK in row.timings]
+    models, tasks = list(MODELS), list(TASKS)
+    known = [row for row in rows if row.case["model"] in models]
+    return sorted(known, key=lambda row: (models.index(row.case["model"]), tasks.index(row.case["task"])))
+
+
+def precisions(rows: Iterable[Row]) -> list[str]:
+    """Those in which something was timed."""
+    found = {split(name, row.case["dtype"])[1] for row in rows for name in row.timings}
+    return [precision for precision in PRECISIONS if precision in found]
+
+
+def sides(row: Row, precision: str) -> tuple[str | None, str | None]:
+    """The fastest of fastbert's in a precision, and of the others in which nothing is fastbert's."""
+    names = [name for name in row.timings if split(name, row.case["dtype"])[1] == precision]
+    ours = [name for name in names if name.startswith(OURS)]
+    return fastest(row, ours), fastest(row, (name for name in names if name not in (*ours, PATCHED)))
+
+
+def how_many(row: Row) -> str:
+    """What an engine was given."""
+    return "1 text" if row.case["texts"] == 1 else f"{row.case['texts']} texts"
+
+
+def library(name: str) -> str:
+    """An engine's, without its precision; what only sentence-transformers has goes by its variant."""
+    return split(name, "")[0].removeprefix(f"{STOCK}, ")
+
+
+def behind(rows: Sequence[Row]) -> str:
+    """A word on where another engine is faster than fastbert in the same precision; nothing where none is."""
+    found, compared = [], 0
+    for row in rows:
+        for precision in precisions([row]):
+            ours, other = sides(row, precision)
+            if not ours or not other:
+                continue
+            compared += 1
+            if (gain := Gain.of(row, ours, other)).slower:
+                what = f"{MODELS[row.case['model']]}, {TASKS[row.case['task']]}, {precision}"
+                found.append(f"{what}: {gain} of {library(other)}")
+    return f"Another is faster in {len(found)} of {compared}: {'; '.join(found)}." if found else ""
 
 
 def where(run: Run) -> str:

@@ -1,6 +1,7 @@
 """Figures for people: rates with their units, and the table that a run ends with."""
 
-from bench.record import OURS, Roof, Row, Run, speedup
+from bench.record import OURS, Roof, Row, Run, split
+from bench.shown import PATCHED
 
 
 def rate(row: Row, provider: str) -> str:
@@ -15,6 +16,11 @@ def rate(row: Row, provider: str) -> str:
     return ""
 
 
+def texts_rate(row: Row, provider: str) -> str:
+    """Of inference, whose sequences are texts."""
+    return _scaled(row.work.sequences / row.timings[provider].median, ("texts/s", "k texts/s"))
+
+
 def duration(seconds: float) -> str:
     """Three digits, in s, ms or us."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
@@ -24,30 +30,36 @@ def duration(seconds: float) -> str:
 
 
 def terminal_table(run: Run) -> str:
-    """A line a case: fastbert's time, what it reached, the share of the ceiling, how much faster than the best."""
+    """A line a case: fastbert's time, what it reached, the share of the ceiling, how much faster than the best.
+
+    Where fastbert computes in several precisions, a line for each, against the best in that.
+    """
     roof = Roof(run)
     lines = [(f"{run.name}, {run.date}, {run.commit}", "median", "20-80 %", "reached", "ceiling", "against the best")]
     for row in run.rows:
         if not row.timings:
             continue
-        name = OURS if OURS in row.timings else next(iter(row.timings))
-        timing = row.timings[name]
-        share = roof.percent(row, name) if row.bench != "roof" else ""
-        rivals = [other for other in row.timings if not other.startswith((OURS, "reference"))] if name == OURS else []
-        best = min(rivals, key=lambda other: row.timings[other].median, default=None)
-        lines.append(
-            (
-                row.label,
-                duration(timing.median),
-                f"{duration(timing.low)} - {duration(timing.high)}",
-                rate(row, name),
-                share,
-                "" if best is None else f"{speedup(row, best):.2f} x {best}",
-            )
-        )
+        names = [name for name in row.timings if name == OURS or name.startswith(f"{OURS} ")]
+        lines += [_line(row, name, roof) for name in names or list(row.timings)[:1]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*table, *([f"* {Roof.EXCEEDED}"] if any(map(roof.exceeded, run.rows)) else [])])
+
+
+def _line(row: Row, name: str, roof: Roof) -> tuple[str, ...]:
+    timing, dtype = row.timings[name], row.case.get("dtype", "")
+    precision = split(name, dtype)[1]
+    rivals = [it for it in row.timings if not it.startswith((OURS, "reference")) and it != PATCHED]
+    rivals = [it for it in rivals if split(it, dtype)[1] == precision] if name.startswith(OURS) else []
+    best = min((row.timings[it].median, it) for it in rivals) if rivals else None
+    return (
+        row.label if precision == dtype else f"{row.label} {precision}",
+        duration(timing.median),
+        f"{duration(timing.low)} - {duration(timing.high)}",
+        rate(row, name),
+        roof.percent(row, name) if row.bench != "roof" else "",
+        "" if best is None else f"{best[0] / timing.median:.2f} x {best[1]}",
+    )
 
 
 def beside(run: Run, bench: str) -> list[str]:

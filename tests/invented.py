@@ -9,12 +9,14 @@ from bench import (
     bench_cross_entropy,
     bench_embedding,
     bench_ffn,
+    bench_inference,
     bench_layer_norm,
     bench_memory,
     bench_model,
+    bench_quality,
     bench_roof,
 )
-from bench.record import OURS, Row, Run, Timing, Work
+from bench.record import OURS, Row, Run, Timing, Work, split
 from bench.shapes import MODELS, batch_of, tokens_of
 
 SDPA = "transformers SDPA"
@@ -123,10 +125,32 @@ def invented_run(device: str) -> Run:
             weights["optimizer"] = weights["cross-entropy"] = weights["dropout"] = 0.0
         values = {part: total * weight / sum(weights.values()) for part, weight in weights.items()}
         run.rows.append(Row("breakdown", case, values=values, unit="s"))
+    for case in unique(bench_inference):
+        run.rows.append(engine_row(case, device, rng))
+    for case in unique(bench_quality):
+        names = [OURS, f"{OURS} int8", "sentence-transformers", "OpenVINO int8", "CTranslate2 int8"]
+        values = {name: 86.72 - (0.1 if name.endswith("int8") else 0) for name in names}
+        run.rows.append(Row("quality", case, values=values, unit="%"))
     for case in unique(bench_memory):
         values = {SDPA: 36.1 * case["hidden"], OURS: (32.1 if case["padding"] == "none" else 16.0) * case["hidden"]}
         run.rows.append(Row("memory", case, values=values, unit="B per token and layer"))
     return run
+
+
+_LIBRARIES = {"fastbert": 0.5, "OpenVINO": 0.7, "ONNX Runtime": 0.8, "CTranslate2": 0.66}
+_PRECISIONS = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.27}
+
+
+def engine_row(case: dict[str, Any], device: str, rng: random.Random, **seconds: float) -> Row:
+    """A case of inference: each provider's time by its library and precision, or as given."""
+    names = [OURS, *(f"{OURS} {it}" for it in bench_inference.PRECISIONS[device]), *bench_inference.OTHERS[device]]
+    timings = {}
+    for name in names:
+        library, precision = split(name, case["dtype"])
+        taken = _LIBRARIES.get(library, 1.0) * _PRECISIONS[precision] * rng.uniform(0.8, 1.2)
+        timings[name] = timing(seconds.get(name, 2.0 * taken))
+    work = Work(tokens=50 * case["texts"], sequences=case["texts"])
+    return Row("inference", case, work, timings, {"sentence-transformers, compiled": "is not here"})
 
 
 def model_case(**changes: Any) -> dict[str, Any]:

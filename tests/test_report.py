@@ -20,6 +20,8 @@ DOCUMENTS = {
 old
 <!-- /report -->
 between
+<!-- report: inference -->
+<!-- /report -->
 <!-- report: families -->
 <!-- /report -->
 after
@@ -102,9 +104,10 @@ def test_what_is_hardly_slower_does_not_look_alike() -> None:
 def test_only_the_sections_change(tmp_path: Path) -> None:
     row = Row("memory", {"hidden": 768}, values={SDPA: 200.0, OURS: 50.0}, unit="B")
     text = write_report(tmp_path, here=empty_run(rows=[row]))
-    before, headline, families = text.split("<!-- report: ")
+    before, headline, inference, families = text.split("<!-- report: ")
     assert before == "# before\n"
     assert headline == "headline -->\n<!-- /report -->\nbetween\n"  # no model was measured
+    assert inference == "inference -->\n<!-- /report -->\n"
     assert families == f"families -->\n{table()}\n<!-- /report -->\nafter\n"
     before, memory = (tmp_path / "docs" / "performance.md").read_text().split("<!-- report: ")
     assert before == "# before\n"
@@ -118,6 +121,7 @@ def test_only_the_sections_change(tmp_path: Path) -> None:
     "lost",
     [
         "<!-- report: headline -->",
+        "<!-- report: inference -->",
         "<!-- report: families -->",
         "<!-- report: memory -->",
         "<!-- /report -->\nbetween",
