@@ -8,7 +8,7 @@ ENCODER = ("encoder", "encoder_avx2", "encoder_avx512", "encoder_avx512_bf16", "
 CORE = ("batches", "corpus", *ENCODER, "masking", "packing", "philox", "sampling")
 NOT_BUILT = (
     "fastbert is installed without its C++ extension, for which there has to be a compiler of C++17 (pip install -v"
-    " shows what failed). Models run all the same, with slower dropout on a CPU; `fastbert pretrain` needs it."
+    " shows what failed). Models run all the same, slower on a CPU; `fastbert pretrain` and int8 need it."
 )
 
 

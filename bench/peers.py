@@ -46,9 +46,9 @@ class Fastbert:
     ) -> None:
         kind = _ours("Reranker" if pairs else "Embedder")
         try:
-            options = {"dtype": DTYPES.get(precision, precision), "device": device, "max_length": max_length}
+            options = {"dtype": precision, "device": device, "max_length": max_length}
             self.engine = kind.from_pretrained(str(folder), **options)
-        except (InputError, RuntimeError, TypeError) as error:
+        except InputError as error:
             if precision in DTYPES:
                 raise
             raise NotApplicableError(f"has no {precision}") from error

@@ -237,7 +237,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     assert os.listdir(tmp_path) == ["texts.txt"]
 
 
-@pytest.mark.parametrize("arguments", [("--pool", "best"), ("--dtype", "int8"), ("--batch-tokens", "0")])
+@pytest.mark.parametrize("arguments", [("--pool", "best"), ("--dtype", "int4"), ("--batch-tokens", "0")])
 def test_a_wrong_option_is_a_usage_error(run: Run, checkpoint: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     status, _, err = run("embed", checkpoint, "-o", tmp_path / "v.npy", *arguments)
     assert status == 2

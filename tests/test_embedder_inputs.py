@@ -60,7 +60,7 @@ def test_any_column_of_strings(embedder: Embedder, column: Callable[[list[str]],
         (["a", b"b"], "number 1 is of type bytes"),
         (iter(["a", ["b"]]), "number 1 is of type list"),
     ],
-    ids=str,
+    ids=["string", "bytes", "dict", "number", "None in it", "bytes in it", "iterator"],
 )
 def test_what_is_no_text_is_named(embedder: Embedder, texts: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^texts must be .*{message}$"):

@@ -26,8 +26,8 @@ _SECRET = re.compile("TOKEN|SECRET|PASSWORD|KEY")
 _DRIVER = Path("/sys/module/nvidia/version")
 _SECONDS = 1.0  # that adding up a cache's files may take
 _WITHOUT_EXTENSION = (
-    "not built: `fastbert pretrain` and fastbert.data.masking do not work; dropout on a CPU and packing by lengths run"
-    " in Python, slower"
+    "not built: `fastbert pretrain`, fastbert.data.masking and int8 do not work; on a CPU inference runs layer by layer,"
+    " dropout and packing by lengths in Python, slower"
 )
 
 

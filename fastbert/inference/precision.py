@@ -24,16 +24,16 @@ class Precision(NamedTuple):
 
 
 def choose(dtype: torch.dtype | str | None, device: torch.device | str) -> Precision:
-    """The precision of that name on a device; float32 for None.
+    """The precision of that name on a device; a dtype of PyTorch's is the weights', float32 for None.
 
-    "auto" is bf16 where the chip computes in it, else fp16 on a GPU and fp32 on a CPU. On a CPU with instructions for
-    bf16 only products are in it: sums, LayerNorms and weights are in float32.
+    "auto" is bf16 where the chip computes in it, else fp16 on a GPU and fp32 on a CPU. By the name "bf16", on a CPU that
+    computes in it, only products are: sums, LayerNorms and weights are in float32.
 
     Raises:
         InputError: if there is no such name, or the device cannot have it.
     """
     if dtype is None or isinstance(dtype, torch.dtype):
-        return _exactly(dtype or torch.float32, device)
+        return Precision(dtype or torch.float32)
     if dtype not in NAMES:
         raise InputError(f"dtype must be one of {', '.join(NAMES)}, but is {dtype!r}")
     on_cpu = torch.device(device).type == "cpu"
@@ -42,15 +42,9 @@ def choose(dtype: torch.dtype | str | None, device: torch.device | str) -> Preci
         if why is not None:
             raise InputError(f"dtype int8: {why}")
         return Precision(torch.float32, "int8")
+    has_bf16 = why_no_precision("bf16") is None if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "auto":
-        if on_cpu:
-            dtype = "bf16" if why_no_precision("bf16") is None else "fp32"
-        else:
-            dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return _exactly(DTYPES[dtype], device)
-
-
-def _exactly(dtype: torch.dtype, device: torch.device | str) -> Precision:
-    if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and why_no_precision("bf16") is None:
+        dtype = "bf16" if has_bf16 else "fp32" if on_cpu else "fp16"
+    if dtype == "bf16" and on_cpu and has_bf16:
         return Precision(torch.float32, "bf16")
-    return Precision(dtype)
+    return Precision(DTYPES[dtype])
