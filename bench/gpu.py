@@ -58,6 +58,7 @@ class Stage:
     tests: tuple[str, ...] = ()
 
 
+_PRODUCTS = "linear", "linear_int8", "quantize"
 _REST = "inference", "roof", "layer_norm", "ffn", "cross_entropy", "attention", "model"
 STAGES = (
     Stage("tests", 120, "tests", TESTS),
@@ -73,7 +74,7 @@ STAGES = (
     Stage("first_step", 540),
     # in what time is left
     Stage("more tests", 540, "tests"),
-    *(Stage(name, 540, "all") for name in ("pretraining", "embedding", "linear", "input", "memory", "quality")),
+    *(Stage(name, 540, "all") for name in ("pretraining", "embedding", *_PRODUCTS, "input", "memory", "quality")),
     *(Stage(name, 540, "rest") for name in _REST),
     Stage("last tests", 540, "tests", LAST_TESTS),
 )

@@ -102,5 +102,5 @@ def test_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastbert._C" else find(name))
-    assert "not built: `fastbert pretrain` and fastbert.data.masking do not work" in shown()
+    assert "not built: `fastbert pretrain`, fastbert.data.masking and int8 do not work" in shown()
     assert as_json()["extension"] is False

@@ -26,8 +26,8 @@ _SECRET = re.compile("TOKEN|SECRET|PASSWORD|KEY")
 _DRIVER = Path("/sys/module/nvidia/version")
 _SECONDS = 1.0  # that adding up a cache's files may take
 _WITHOUT_EXTENSION = (
-    "not built: `fastbert pretrain`, fastbert.data.masking and int8 do not work; on a CPU inference runs layer by layer,"
-    " dropout and packing by lengths in Python, slower"
+    "not built: `fastbert pretrain`, fastbert.data.masking and int8 do not work; on a CPU inference runs layer by"
+    " layer, dropout and packing by lengths in Python, slower"
 )
 
 
@@ -98,6 +98,7 @@ def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
         slow = [dtype for dtype in ("bf16", "fp16") if dtype not in cpu["fast_dtypes"]]
         fast += f"; slow: {', '.join(slow)}" if slow else ""
     rows.append(("", f"fast there: {fast}"))
+    rows.append(("", f"inference with all layers in one call: {', '.join(cpu['all_layers_in_one_call']) or 'no'}"))
     if cpu["memory_bytes"]:
         rows.append(("memory", _gib(cpu["memory_bytes"])))
     rows.append(("C++ extension", "built" if known["extension"] else _WITHOUT_EXTENSION))
@@ -143,6 +144,8 @@ def _driver() -> str | None:
 def _cpu() -> dict[str, Any]:
     import torch
 
+    from fastbert.prepared import PRECISIONS, why_no_precision
+
     has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.11 may lack it
     bf16 = [name for name in ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16") if has.get(name)]
     fp16 = [name for name in ("amx_fp16", "avx512_fp16", "fp16_arith") if has.get(name)]
@@ -152,6 +155,7 @@ def _cpu() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": _memory(),
         "fast_dtypes": ["fp32", *["bf16"] * bool(bf16), *["fp16"] * bool(fp16)],
+        "all_layers_in_one_call": [precision for precision in PRECISIONS if why_no_precision(precision) is None],
         "instructions": bf16 + fp16 if has else None,
     }
 

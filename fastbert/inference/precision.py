@@ -26,8 +26,8 @@ class Precision(NamedTuple):
 def choose(dtype: torch.dtype | str | None, device: torch.device | str) -> Precision:
     """The precision of that name on a device; a dtype of PyTorch's is the weights', float32 for None.
 
-    "auto" is bf16 where the chip computes in it, else fp16 on a GPU and fp32 on a CPU. By the name "bf16", on a CPU that
-    computes in it, only products are: sums, LayerNorms and weights are in float32.
+    "auto" is bf16 where the chip computes in it, else fp16 on a GPU and fp32 on a CPU. By the name "bf16", on a CPU
+    that computes in it, only products are: sums, LayerNorms and weights are in float32.
 
     Raises:
         InputError: if there is no such name, or the device cannot have it.
