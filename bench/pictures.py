@@ -66,6 +66,7 @@ PARTS = {
     "LayerNorm": VIOLET,
     "GELU": PINK,
     "dropout": BROWN,
+    "all layers in one call": INK,
 }
 REST = "everything else"
 LEAST = 0.03  # of a row: a part that is less in all of them is not drawn apart

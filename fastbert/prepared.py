@@ -6,12 +6,14 @@ model that has run so holds them twice; a copy is made anew when one of them is 
 Dimension key:  B sequences   T packed tokens   N features
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 
 from fastbert import touched
 from fastbert.packing import Packing
@@ -21,6 +23,7 @@ try:
 except ImportError:  # a bare checkout
     _C = None  # type: ignore[assignment]
 
+NAME = "fastbert::layers"  # what a profiler sees
 PRECISIONS = {"fp32": "AVX2", "bf16": "AVX-512 BF16", "int8": "AVX-512 VNNI"}  # and what they need
 
 
@@ -144,13 +147,15 @@ class Prepared:
 
     def run(self, hidden_TN: Tensor, packing: Packing, *, first_only: bool = False) -> Tensor:
         """(T, N) to (T, N); with first_only to (B, N), each sequence's first token, zeros for an empty sequence."""
-        out = self._encoder.run(
-            hidden_TN.detach().float().contiguous().numpy(),
-            packing.cu_seqlens.numpy(),
-            self._order,
-            first_only,
-            torch.get_num_threads(),
-        )
+        profiled = record_function(NAME) if torch._C._autograd._profiler_enabled() else contextlib.nullcontext()
+        with profiled:
+            out = self._encoder.run(
+                hidden_TN.detach().float().contiguous().numpy(),
+                packing.cu_seqlens.numpy(),
+                self._order,
+                first_only,
+                torch.get_num_threads(),
+            )
         return torch.from_numpy(out).to(hidden_TN.dtype)
 
 

@@ -120,7 +120,7 @@ def invented_run(device: str) -> Run:
         ours = case["provider"] == OURS
         total = (2e-4 if case["batch"] == 1 else 0.2 if case["step"] == "training" else 0.06) * (1 if ours else 2.4)
         weights = dict.fromkeys((*bench_breakdown.PARTS, "other", "gaps"), 0.04 if ours else 0.08)
-        weights["matrix products"], weights["attention"] = 0.7, 0.12
+        weights["matrix products"], weights["attention"], weights[bench_breakdown.IN_ONE] = 0.7, 0.12, 0.0
         if case["step"] == "inference":
             weights["optimizer"] = weights["cross-entropy"] = weights["dropout"] = 0.0
         values = {part: total * weight / sum(weights.values()) for part, weight in weights.items()}

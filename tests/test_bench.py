@@ -206,6 +206,7 @@ def test_replay_shows_the_times_it_was_given() -> None:
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n", "matrix products"),
         ("aten::addmm", "matrix products"),
         ("mkldnn::_linear_pointwise", "matrix products"),
+        ("fastbert::layers", "all layers in one call"),
         ("aten::_fused_adamw_", "optimizer"),
         ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel", "optimizer"),
         ("_embedding_bwd_runs_kernel", "embedding"),

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fastbert
@@ -22,6 +20,7 @@ from fastbert.packing import Packing
 from fastbert.prepared import PRECISIONS, Parts, Prepared, why_no_precision
 from tests.families import BASES
 from tests.models import batch, config_of, head_of, mask_named
+from tests.optional import given, settings, st
 
 HERE = [precision for precision in PRECISIONS if why_no_precision(precision) is None]
 needs_fp32 = pytest.mark.skipif("fp32" not in HERE, reason=str(why_no_precision("fp32")))

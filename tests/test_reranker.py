@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import CrossEncoder
 
 import fastbert
 from fastbert.errors import InputError
 from tests.heads import DOCUMENTS, PAIRS, QUERY, checkpoint
 
+CrossEncoder = pytest.importorskip("sentence_transformers").CrossEncoder
 SPACED = [*PAIRS, ("  A dog ", "\tthe CAT\n"), ("", "")]
 
 
