@@ -23,7 +23,7 @@ from fastbert.kernels import _launch
 from fastbert.warmup import outermost
 from tests.checkpoints import TEXTS, tiny_checkpoint
 from tests.models import config_of
-from tests.optional import given, settings, st
+from tests.optional import given, needs, settings, st
 from tests.tape import OnACpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +115,7 @@ def test_there_are_few_tiers() -> None:
     assert tier_of(100, 3, 70, 100) == Tier(112, 4, 100)
 
 
+@needs("hypothesis")
 @pytest.mark.parametrize("kind", HEADS)
 def test_any_batches_give_what_a_plain_call_gives(kind: str) -> None:
     model = make(kind)
