@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -233,6 +234,22 @@ std::tuple<Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>> corrup
   return {corrupted, labels, own(std::move(rows))};
 }
 
+std::uint64_t some_words(const std::vector<std::uintptr_t>& addresses, const std::vector<std::size_t>& sizes) {
+  if (addresses.size() != sizes.size()) throw py::value_error("there must be as many sizes as addresses");
+  constexpr std::size_t kWords = 8;
+  std::uint64_t digest = 14695981039346656037u;  // FNV-1a's
+  for (std::size_t i = 0; i < addresses.size(); ++i) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(addresses[i]);
+    const std::size_t size = std::min<std::size_t>(sizes[i], 4), last = sizes[i] - size;
+    for (std::size_t w = 0; w < kWords; ++w) {
+      std::uint32_t word = 0;
+      std::memcpy(&word, bytes + last * w / (kWords - 1), size);
+      digest = (digest ^ word) * 1099511628211u;
+    }
+  }
+  return digest;
+}
+
 // Layers of an encoder, and the sizes that their weights must have.
 class PyEncoder {
  public:
@@ -332,6 +349,12 @@ Raises:
   m.def(
       "can_encode", [](const std::string& precision) { return fastbert::can_encode(PyEncoder::precision_of(precision)); },
       "precision"_a, "Whether this CPU has the instructions for an Encoder of that precision: fp32, bf16 or int8.");
+
+  m.def("some_words", &some_words, "addresses"_a, "sizes"_a,
+        R"doc(A digest of a few words of each of these pieces of memory, which must be there.
+
+Raises:
+    ValueError: if there are not as many sizes as addresses.)doc");
 
   py::class_<PyEncoder>(m, "Encoder", "BERT's layers for inference, over weights in the order in which they are read.")
       .def(py::init([](const std::string& precision, std::int64_t hidden, std::int64_t heads, std::int64_t head_dim,

@@ -30,16 +30,26 @@ class Attention {
   Attention(std::int64_t head_dim, float scale, AttentionSpace& space)
       : head_dim_(head_dim), scale_log2_(scale * 1.44269504f), lines_(lines_of<P>(head_dim)), space_(space) {}
 
+  // Room for a sequence of that length, so that `run` asks for none.
+  void reserve(std::int64_t length) {
+    const std::int64_t padded = rounded_up(length, COLUMNS), key_lines = lines_of<P>(length);
+    const std::int64_t value_columns = rounded_up(head_dim_, COLUMNS), bytes = LINE * ROWS;
+    space_.query.reserve(static_cast<std::size_t>(bytes * lines_));
+    space_.probabilities.reserve(static_cast<std::size_t>(bytes * key_lines));
+    space_.scores.reserve(static_cast<std::size_t>(ROWS * padded));
+    space_.key_rows.reserve(static_cast<std::size_t>(COLUMNS * UNITS * lines_));
+    space_.keys.reserve(static_cast<std::size_t>(padded * lines_ * LINE));
+    space_.values.reserve(static_cast<std::size_t>(key_lines * LINE * value_columns));
+  }
+
   void run(float* q, const float* k, const float* v, std::int64_t step, std::int64_t length) {
+    reserve(length);
     put_keys(k, step, length);
     put_values(v, step, length);
     const Tiles tiles(length, lines_);
     const Multiply<P> multiply_tile = multiply_of<P>(tiles.tile_rows);
     const std::int64_t key_panels = rounded_up(length, COLUMNS) / COLUMNS, padded = key_panels * COLUMNS;
     const std::int64_t value_panels = rounded_up(head_dim_, COLUMNS) / COLUMNS, key_lines = lines_of<P>(length);
-    space_.query.reserve(static_cast<std::size_t>(ROWS * lines_ * LINE));
-    space_.probabilities.reserve(static_cast<std::size_t>(ROWS * key_lines * LINE));
-    space_.scores.reserve(static_cast<std::size_t>(ROWS * padded));
     alignas(LINE) Floats sums[2 * ROWS];
     float inverse[ROWS];
     for (std::int64_t row = 0; row < length; row += tiles.tile_rows) {
@@ -92,8 +102,6 @@ class Attention {
   // Panels of keys: the same unit of COLUMNS keys, then the next.
   void put_keys(const float* k, std::int64_t step, std::int64_t length) {
     const std::int64_t units = lines_ * UNITS;
-    space_.key_rows.reserve(static_cast<std::size_t>(COLUMNS * units));
-    space_.keys.reserve(static_cast<std::size_t>(rounded_up(length, COLUMNS) * lines_ * LINE));
     for (std::int64_t first = 0; first < length; first += COLUMNS) {
       float* rows = space_.key_rows.data();
       for (std::int64_t r = 0; r < COLUMNS; ++r) {
@@ -112,7 +120,6 @@ class Attention {
   // Panels of features: a unit of neighbouring keys for COLUMNS features, then the next.
   void put_values(const float* v, std::int64_t step, std::int64_t length) {
     const std::int64_t units = lines_of<P>(length) * UNITS, panels = rounded_up(head_dim_, COLUMNS) / COLUMNS;
-    space_.values.reserve(static_cast<std::size_t>(units * panels * COLUMNS * 4));
     for (std::int64_t p = 0; p < panels; ++p) {
       char* panel = space_.values.data() + p * units * COLUMNS * 4;
       for (std::int64_t u = 0; u < units; ++u) {
@@ -258,6 +265,10 @@ class EncoderOf final : public Encoder {
     const Borrowed space(*this);
     (*space).attention.resize(static_cast<std::size_t>(call.threads));
     reserve(*space, call.cu_seqlens[share.last] - call.cu_seqlens[share.first]);
+    std::int64_t longest = 0;
+    for (std::int64_t s = share.first; s < share.last; ++s)
+      longest = std::max<std::int64_t>(longest, call.cu_seqlens[s + 1] - call.cu_seqlens[s]);
+    for (AttentionSpace& own : (*space).attention) Attention<A>(sizes_.head_dim, sizes_.scale, own).reserve(longest);
     Team team(call.threads), alone(1);
     if (!all_at_once(call.threads, [&](int rank) { run_share(call, order, share, *space, Member{team, rank}); }))
       run_share(call, order, share, *space, Member{alone, 0});

@@ -51,10 +51,11 @@ bool all_at_once(int threads, const Work& work) {
     if (state.load(std::memory_order_relaxed) == kGo) work(rank);
   };
   std::vector<std::thread> others;
+  others.reserve(static_cast<std::size_t>(threads));
   try {
     for (int rank = 1; rank < threads; ++rank) others.emplace_back(run, rank);
     state.store(kGo, std::memory_order_release);
-  } catch (const std::system_error&) {
+  } catch (...) {
     state.store(kGoHome, std::memory_order_release);
   }
   run(0);

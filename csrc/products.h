@@ -126,18 +126,20 @@ struct Int8 {
   static std::uint32_t unit(const float* x, std::int64_t left, float inverse) {
     std::uint32_t bits = ZEROS;
     for (std::int64_t i = 0; i < 4 && i < left; ++i) {
-      const auto q = static_cast<std::uint32_t>(static_cast<std::int32_t>(std::lrintf(x[i] * inverse)) + 128);
+      const auto q = static_cast<std::uint32_t>(static_cast<std::int32_t>(std::lrintf(x[i] * inverse)) + 128) & 0xffU;
       bits = (bits & ~(0xffU << 8 * i)) | q << 8 * i;
     }
     return bits;
   }
   // A whole row: rounded to 255 steps between its largest magnitude and minus that.
   static RowScale put_row(char* row, std::int64_t step, const float* x, std::int64_t columns, std::int64_t lines) {
-    Floats most{};
-    std::int64_t c = 0;
-    for (; c + WIDTH <= columns; c += WIDTH) most = larger(most, (Floats)_mm512_abs_ps((__m512)load(x + c)));
-    if (c < columns) most = larger(most, (Floats)_mm512_abs_ps((__m512)load_some(x + c, columns - c)));
-    const float largest = largest_of(most), inverse = largest > 0 ? 127 / largest : 0;
+    Floats most{}, nothing{};  // NaN where x is not finite
+    for (std::int64_t c = 0; c < columns; c += WIDTH) {
+      const Floats part = load_some(x + c, columns - c);
+      most = larger(most, (Floats)_mm512_abs_ps((__m512)part));
+      nothing += part * 0.0f;
+    }
+    const float largest = largest_of(most) + sum_of(nothing), inverse = largest > 0 ? 127 / largest : 0;
     __m512i sums = _mm512_setzero_si512();
     const __m512i ones = _mm512_set1_epi8(1);
     for (std::int64_t line = 0; line < lines; ++line) {
@@ -256,8 +258,12 @@ class Weights {
   void put(std::int64_t row, const float* x, std::int64_t columns) {
     float inverse = 1;
     if constexpr (P::SCALED) {
-      float largest = 0;
-      for (std::int64_t c = 0; c < columns; ++c) largest = std::max(largest, std::fabs(x[c]));
+      float largest = 0, nothing = 0;  // NaN where x is not finite
+      for (std::int64_t c = 0; c < columns; ++c) {
+        largest = std::max(largest, std::fabs(x[c]));
+        nothing += x[c] * 0;
+      }
+      largest += nothing;
       inverse = largest > 0 ? 127 / largest : 0;
       scale_[static_cast<std::size_t>(row)] = largest / 127;
     }

@@ -110,7 +110,8 @@ FASTBERT_INLINE Floats of(Floats x) {
   constexpr float C[] = {0.3988347060f,     -0.06622219835f,   0.009741009678f,    -0.001086477858f, 8.983887013e-5f,
                          -5.289835882e-6f, 2.072623924e-7f, -4.796095559e-9f, 4.924350416e-11f};
   const Floats z = smaller(larger(x, all(-4.2f)), all(4.2f));
-  return x * multiply_add(z, polynomial(z * z, C), all(0.5f));
+  const Floats bounded = x < all(-4.2f) ? all(-4.2f) : x;  // a NaN stays
+  return bounded * multiply_add(z, polynomial(z * z, C), all(0.5f));
 }
 };
 

@@ -27,6 +27,9 @@ def keep_mask(
 def can_encode(precision: str) -> bool:
     """Whether this CPU has the instructions for an Encoder of that precision: fp32, bf16 or int8."""
 
+def some_words(addresses: Sequence[int], sizes: Sequence[int]) -> int:
+    """A digest of a few words of each of these pieces of memory, which must be there."""
+
 class Encoder:
     """BERT's layers for inference, over weights in the order in which they are read."""
 

@@ -56,7 +56,8 @@ def patch(
             as it is set at this moment, "zeros" for all else.
         prepare: in inference on a CPU (`torch.no_grad()`, evaluation mode) run all layers in one call of C++, over a
             copy of their weights. It takes as much memory as the layers, is made anew when weights change, and given
-            back in training. What is written through a parameter's `.data` is not seen: patch the model again.
+            back in training. What is written through a parameter's `.data` is seen by a few words of each weight:
+            after a write to single elements patch the model again.
         inference_dtype: "bf16" or "int8" for the matrix products of these layers; the model's own where it is None. The
             parameters stay as they are, and so does training.
 

@@ -7,6 +7,7 @@ Dimension key:  B sequences   T packed tokens   N features
 """
 
 import contextlib
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -111,23 +112,35 @@ def _weight(module: nn.Module, name: str) -> Any:
 
 
 class Watch:
-    """Sees when a weight is another, or was written to; not a write through `.data`."""
+    """Sees when a weight is another, or was written to; writes through `.data` by a few words of each weight.
+
+    It keeps the weights, so that no other can come to have the same identity or address.
+    """
 
     def __init__(self, layers: Sequence[Parts]) -> None:
         self._homes = [(module._parameters, name) for layer in layers for module, name in layer.weights()]
-        self._then = self._now()
+        self._weights = self._now()
+        there = [w for w in self._weights if w is not None]
+        self._storages = [w.detach() for w in there]
+        self._sizes = [w.nbytes if w.is_contiguous() else w.element_size() for w in there]
+        self._state = self._state_of(there)
 
-    def _now(self) -> list[Any]:
-        weights = [of.get(name) for of, name in self._homes]
-        there = [w for w in weights if w is not None]
-        if any(map(Tensor.is_inference, there)):  # which count no versions
-            return [object()]
-        return [*map(id, weights), *[w._version for w in there], *map(Tensor.data_ptr, there)]
+    def _now(self) -> list[Tensor | None]:
+        return [of.get(name) for of, name in self._homes]
 
-    def sees_change(self) -> bool:
-        """Since it was made, or last asked."""
-        before, self._then = self._then, self._now()
-        return self._then != before
+    def _state_of(self, weights: list[Tensor]) -> list[Any] | None:
+        if any(map(Tensor.is_inference, weights)):  # which count no versions
+            return None
+        addresses = [w.data_ptr() for w in weights]
+        words = 0 if _C is None else _C.some_words(addresses, self._sizes)
+        return [words, *addresses, *[w._version for w in weights]]
+
+    def holds(self) -> bool:
+        """Whether nothing has changed since."""
+        weights = self._now()
+        if self._state is None or not all(map(operator.is_, weights, self._weights)):
+            return False
+        return self._state_of([w for w in weights if w is not None]) == self._state
 
 
 class Prepared:

@@ -129,8 +129,15 @@ def test_what_is_not_finite_stays_in_its_sequence(precision: str) -> None:
     spoilt = layers.run(hidden_TN, Packing.from_lengths(lengths)).split(lengths)
     assert torch.equal(spoilt[0], clean[0])
     assert torch.equal(spoilt[2], clean[2])
-    if precision != "int8":  # of which a NaN is no number
-        assert spoilt[1].isnan().all()
+    assert spoilt[1].isnan().all()
+
+
+@pytest.mark.parametrize("precision", HERE)
+def test_a_weight_that_is_not_finite_is_no_number(precision: str) -> None:
+    parts, _ = layer_of(48, 3, 16, 80, "none", True)
+    with torch.no_grad():
+        parts.out.weight[7, 11] = torch.nan
+    assert Prepared([parts], precision).run(torch.randn(5, 48), Packing.from_lengths([5])).isnan().all()
 
 
 def both(name: str = "BertModel", **options: Any) -> tuple[Any, Any]:
@@ -230,6 +237,21 @@ def _activation(model: Any) -> None:
         layer.intermediate.intermediate_act_fn = nn.ReLU()
 
 
+def _data_in_place(model: Any) -> None:  # as PEFT merges, and as averages of weights are swapped in
+    for weight in model.encoder.layer[1].parameters():
+        weight.data.mul_(1.5)
+
+
+def _twice(model: Any) -> None:
+    for _ in range(2):
+        model.encoder.layer[0].intermediate.dense.weight = nn.Parameter(torch.randn(96, 48))
+
+
+def _data_twice(model: Any) -> None:
+    for _ in range(2):
+        model.encoder.layer[0].intermediate.dense.weight.data = torch.randn(96, 48)
+
+
 def _half(model: Any) -> None:
     model.bfloat16()
 
@@ -239,7 +261,7 @@ def _fewer_layers(model: Any) -> None:
 
 
 CHANGES = [_load, _in_place, _other_parameter, _other_tensor, _other_module, _step, _hook, _scaling, _eps, _no_bias]
-CHANGES += [_activation, _half, _fewer_layers]
+CHANGES += [_activation, _half, _fewer_layers, _data_in_place, _twice, _data_twice]
 
 
 @needs_fp32
@@ -303,6 +325,41 @@ def test_calls_that_cannot_have_it() -> None:
         made_inside = fastbert.patch(copy.deepcopy(stock).to(torch.float64).to(torch.float32))
         made_inside(**inputs)
     assert copy_of(made_inside).layers is None
+
+
+def at_once(model: Any) -> Tensor | None:
+    """What an engine asks for."""
+    with torch.inference_mode():
+        ids, bounds = torch.arange(5, 22)[None], torch.tensor([0, 7, 17], dtype=torch.int32)
+        found: Tensor | None = model.encode_packed(ids, None, Packing.from_cu_seqlens(bounds, 10, 17))
+        if found is not None:
+            called = model(input_ids=ids, cu_seq_lens_q=bounds, max_length_q=10).last_hidden_state[0]
+            torch.testing.assert_close(found, called, atol=1e-5, rtol=1e-5)
+        return found
+
+
+@needs_fp32
+@pytest.mark.parametrize("name", POST_NORM)
+def test_what_engines_ask_for(name: str) -> None:
+    assert at_once(both(name)[1]) is not None
+
+
+@needs_fp32
+def test_what_engines_cannot_have_at_once() -> None:
+    assert at_once(both(prepare=False)[1]) is None
+    assert at_once(both("RobertaPreLayerNormModel")[1]) is None
+    causal = fastbert.BertModel(config_of("BertModel", is_decoder=True, use_cache=False)).eval()
+    assert at_once(causal) is None
+    _, drops = both()
+    drops.encoder.layer[0].output.dropout.train()
+    assert at_once(drops) is None
+    assert at_once(drops.eval()) is not None
+    _, own = both()
+    own.embeddings.token_type_embeddings = nn.Sequential(own.embeddings.token_type_embeddings)
+    assert at_once(own) is None
+    _, hooked = both()
+    hooked.register_forward_hook(lambda module, args, output: None)
+    assert at_once(hooked) is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

@@ -64,22 +64,28 @@ def layers_for(model: nn.Module, layers: Sequence[Any], embedded_TN: Tensor, run
         return None
     copy: Copy | None = known.copy
     if copy is not None and copy.survey is survey:
-        if copy.watch is None or not copy.watch.sees_change():
+        if copy.watch is None or copy.watch.holds():
             if copy.layers is None and copy.why_not is None:
                 copy = known.copy = _made(model, layers, survey)
             return copy.layers
-        copy.layers = copy.why_not = None
+        known.copy = Copy(survey, _watch(layers), None, None)  # at once, for other threads may ask
         return None
     known.copy = copy = _made(model, layers, survey)
     return copy.layers
 
 
 def _made(model: nn.Module, layers: Sequence[Any], survey: Survey) -> Copy:
-    why, found = _why_not(model, layers), _parts(layers)
-    parts = [part for part in found if part is not None]
-    whole = len(parts) == len(found)
-    made = Prepared(parts, cast(str, _precision(model))) if why is None else None
-    return Copy(survey, Watch(list(dict.fromkeys(parts))) if whole else None, made, why)
+    watch, why = _watch(layers), _why_not(model, layers)  # first the watch: it sees what is written from here on
+    if why is not None:
+        return Copy(survey, watch, None, why)
+    return Copy(
+        survey, watch, Prepared(cast("list[prepared.Parts]", _parts(layers)), cast(str, _precision(model))), None
+    )
+
+
+def _watch(layers: Sequence[Any]) -> Watch | None:
+    parts = [part for part in _parts(layers) if part is not None]
+    return Watch(list(dict.fromkeys(parts))) if len(parts) == len(layers) else None
 
 
 def _parts(layers: Sequence[Any]) -> list[prepared.Parts | None]:

@@ -211,7 +211,10 @@ class BaseModel(ModelRole):
         this = cast(Any, self)
         if self.training or touched.why_touched(this) is not None or self._why_not_packed(None, {}) is not None:
             return None
-        run = Run(packing, None, False, _base.surveyed(this).called)
+        survey = _base.surveyed(this)
+        if survey.touches or survey.hooked or survey.called or survey.drops() or self._is_decoder():
+            return None
+        run = Run(packing, None)
         inputs = _inputs.trusted(self._limits(), input_ids, token_type_ids, packing)
         embedded_TN = self._project(self.embeddings(run=run, inputs=inputs))
         stack = self._stack()
