@@ -8,6 +8,7 @@ Dimension key:  B sequences   T packed tokens   N features
 
 import contextlib
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +25,7 @@ try:
 except ImportError:  # a bare checkout
     _C = None  # type: ignore[assignment]
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then it is the kernels that are looked at
 NAME = "fastbert::layers"  # what a profiler sees
 PRECISIONS = {"fp32": "AVX2", "bf16": "AVX-512 BF16", "int8": "AVX-512 VNNI"}  # and what they need
 
@@ -78,6 +80,8 @@ def why_no_precision(precision: str) -> str | None:
     """Why this machine cannot have layers of that precision, or None."""
     if _C is None:
         return "the C++ extension was not built"
+    if INTERPRETED:
+        return "operators run in Triton's interpreter"
     return None if _C.can_encode(precision) else f"the CPU has no {PRECISIONS[precision]}"
 
 

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction, KernelParam, create_function_from_signature
 
-from fastbert import _library
+from fastbert import _library, prepared
 from fastbert.kernels import _launch
 
 Batch = dict[str, Any]
@@ -97,6 +97,7 @@ def on_a_gpu(
         mock.patch.object(driver, "_active", pretended),
         mock.patch.object(JITFunction, "_do_compile", note_compiled),
         mock.patch.object(_launch, "launch", note_launch),
+        mock.patch.object(prepared, "INTERPRETED", True),  # layers one by one, as on a GPU
         _served("fastbert", {name: sides["cuda"] for name, sides in _library._SIDES.items()}),
         _served("aten", {"mm": _mm, "addmm": lambda bias, a, b, **_: _mm(a, b)}),
     ):

@@ -173,7 +173,7 @@ class Engine:
     def hidden(self, batch: Batch) -> Tensor:
         """(T, N) the model's last hidden states."""
         directly = getattr(self.model, "encode_packed", None)
-        if directly is not None and batch.input_ids.device.type == "cpu":
+        if directly is not None and self.graphs is None and batch.input_ids.device.type == "cpu":
             hidden_TN = directly(batch.input_ids, batch.token_type_ids, batch.packing())
             if hidden_TN is not None:
                 return cast(Tensor, hidden_TN)
