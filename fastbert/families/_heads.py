@@ -101,31 +101,35 @@ class ClassificationHead(Role):
 
 
 class SequenceHead(HeadRole):
-    """transformers' own head, which reads what is pooled, or each row's first hidden state: it gets no others.
+    """transformers' own head, which reads what is pooled.
 
-    Of these hidden states the output is (B, 1, N).
+    In inference on a CPU only first tokens go through the whole last layer.
     """
 
     parts: ClassVar[Parts] = {BASE: Whole(container(BaseModel))}
 
-    def _reads(self) -> str:
-        """Which hidden states: "first", or of all the part that reads them."""
-        return "first"
+    def _reads(self) -> str | None:
+        """Which hidden states: "first", or of all the part that reads them; None for all."""
+        return "first" if not self.training and self.device.type == "cpu" else None
 
     @classmethod
     def members(cls, stock: Any) -> dict[str, Any]:
         plain = _losses.honour_num_items(stock)
 
         def packed(self: Any, **kwargs: Any) -> Any:
-            return plain(self, _reads=self._reads(), **kwargs)
+            reads = self._reads()
+            return plain(self, **({} if reads is None else {"_reads": reads}), **kwargs)
 
         return {"forward": _base.head_forward(stock, packed)}
 
 
 class FirstTokenHead(SequenceHead):
-    """One with a part that reads them."""
+    """One that reads each row's first hidden state: it gets no others, (B, 1, N)."""
 
     parts: ClassVar[Parts] = {**SequenceHead.parts, "classifier": container(ClassificationHead)}
+
+    def _reads(self) -> str | None:
+        return "first"
 
 
 HEADS: dict[str, type[Role]] = {

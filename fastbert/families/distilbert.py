@@ -132,6 +132,12 @@ class MaskedLM(_lm_heads.Half, _lm_heads.OwnWords, _lm_heads.MaskedLM):
         return tuple(inner for module in of for inner in module.modules())
 
 
+class FirstTokenHead(_heads.FirstTokenHead):
+    """Reads each row's first hidden state itself."""
+
+    parts = _heads.SequenceHead.parts
+
+
 class QuestionAnswering(_heads.QuestionAnswering):
     """With a dropout before its product."""
 
@@ -152,8 +158,8 @@ globals().update(
             "Transformer": Encoder,
             "DistilBertModel": BaseModel,
             "DistilBertForMaskedLM": MaskedLM,
-            "DistilBertForSequenceClassification": _heads.SequenceHead,
-            "DistilBertForMultipleChoice": _heads.SequenceHead,
+            "DistilBertForSequenceClassification": FirstTokenHead,
+            "DistilBertForMultipleChoice": FirstTokenHead,
             "DistilBertForTokenClassification": _heads.TokenClassification,
             "DistilBertForQuestionAnswering": QuestionAnswering,
         },
