@@ -5,7 +5,7 @@ provider computes in the case's dtype unless its name says another one, and has 
 cosines of vectors, or the correlation of scores, by what its precision allows (`TOLERANCE`); `bench/bench_quality.py`
 says what that is worth.
 
-The other runtimes are optional, and what they need is made once (`bench/prepared.py`). Beside fastbert's own versions:
+The other runtimes are optional, and what they need is made once (`bench/exports.py`). Beside fastbert's own versions:
 
     pip install -c constraints.txt -e '.[dev]' onnx onnxruntime openvino nncf ctranslate2
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from bench import peers, prepared, texts
+from bench import exports, peers, texts
 from bench.attempts import is_error
 from bench.harness import Bench, Ready
 from bench.record import OURS, Work, split
@@ -129,6 +129,6 @@ def wrong(found: peers.Result, expected: peers.Result, precision: str) -> str | 
 
 
 def _tokens(model: str, items: peers.Items, task: texts.Task) -> int:
-    tokenizer = AutoTokenizer.from_pretrained(prepared.checkpoint(model, task.pairs))
+    tokenizer = AutoTokenizer.from_pretrained(exports.checkpoint(model, task.pairs))
     columns = map(list, zip(*items, strict=True)) if task.pairs else [list(items)]
     return sum(map(len, tokenizer(*columns, truncation=True, max_length=task.max_length)["input_ids"]))

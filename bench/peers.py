@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import fastbert
-from bench import prepared
+from bench import exports
 from bench.bench_model import prefer_cudnn
 from bench.harness import NotApplicableError
 from bench.record import split
@@ -158,7 +158,7 @@ _FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_i
 class OnnxRuntime(Padded):
     def __init__(self, model: str, folder: Path, pairs: bool, max_length: int, precision: str) -> None:
         super().__init__(folder, pairs, max_length)
-        path = prepared.onnx(model, pairs, precision)
+        path = exports.onnx(model, pairs, precision)
         options = installed("onnxruntime", "SessionOptions")()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -172,7 +172,7 @@ class OnnxRuntime(Padded):
 class OpenVino(Padded):
     def __init__(self, model: str, folder: Path, pairs: bool, max_length: int, precision: str) -> None:
         super().__init__(folder, pairs, max_length)
-        path = prepared.openvino(model, pairs, "int8" if precision == "int8" else "fp32")
+        path = exports.openvino(model, pairs, "int8" if precision == "int8" else "fp32")
         properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
         if precision != "int8":  # whose other operators are in what OpenVINO finds best here
             properties["INFERENCE_PRECISION_HINT"] = {"fp32": "f32"}.get(precision, precision)
@@ -188,7 +188,7 @@ class CTranslate2(Padded):
     def __init__(self, model: str, folder: Path, pairs: bool, max_length: int, precision: str) -> None:
         super().__init__(folder, pairs, max_length)
         compute = {"fp32": "float32"}.get(precision, precision)
-        path, threads = prepared.ctranslate2(model, pairs), torch.get_num_threads()
+        path, threads = exports.ctranslate2(model, pairs), torch.get_num_threads()
         kind = installed("ctranslate2", "Encoder")
         self._encoder = kind(str(path), compute_type=compute, intra_threads=threads, inter_threads=1)
         if pairs:
@@ -216,7 +216,7 @@ def peer(name: str, model: str, pairs: bool, max_length: int, device: str, dtype
     """
     library, precision = split(name, dtype)
     kind, _, variant = library.partition(", ")
-    folder = prepared.checkpoint(model, pairs)
+    folder = exports.checkpoint(model, pairs)
     if kind in RUNTIMES:
         return RUNTIMES[kind](model, folder, pairs, max_length, precision)
     made = partial(Fastbert if kind == "fastbert" else SentenceTransformers, folder, pairs, max_length, device)
@@ -237,7 +237,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @torch.inference_mode()
 def reference(model: str, items: Items, pairs: bool, max_length: int, device: str) -> Result:
     """By transformers in float32, from the model's own files."""
-    folder = prepared.checkpoint(model, pairs)
+    folder = exports.checkpoint(model, pairs)
     kind = transformers.AutoModelForSequenceClassification if pairs else transformers.AutoModel
     plain = kind.from_pretrained(folder).to(device).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -181,7 +181,7 @@ FASTBERT_INLINE RowScale put_row(char* row, std::int64_t step, const float* x, s
   }
 }
 
-// A tile of R rows times a panel: (R, 2) vectors. panel_step: from a unit of the panel to its next.
+// A tile of R rows times a panel: (R, 2) vectors.
 template <class P, int R>
 static __attribute__((noinline)) void multiply(const char* tile, const char* panel, std::int64_t lines,
                                                typename P::Sums* out) {

@@ -94,33 +94,33 @@ FASTBERT_INLINE Floats exp2_of(Floats x) {
 
 // x Phi(x), by the error function as a rational one, of minimax error 2e-8, 4e-7 with rounding.
 struct GeluErf {
-FASTBERT_INLINE Floats of(Floats x) {
-  constexpr float P[] = {1.128379146f,    0.1903952478f,     0.05274731197f,
-                         0.003765162300f, 0.0002848765262f, 2.050218389e-6f};
-  constexpr float Q[] = {1.0f, 0.5020661376f, 0.1141045407f, 0.01496829512f, 0.001162433411f, 3.809277113e-5f};
-  const Floats z = smaller(larger(x * 0.707106781f, all(-3.92f)), all(3.92f)), t = z * z;
-  const Floats erf = z * polynomial(t, P) / polynomial(t, Q), half = x * 0.5f;
-  return multiply_add(half, erf, half);
-}
+  FASTBERT_INLINE Floats of(Floats x) {
+    constexpr float P[] = {1.128379146f,    0.1903952478f,     0.05274731197f,
+                           0.003765162300f, 0.0002848765262f, 2.050218389e-6f};
+    constexpr float Q[] = {1.0f, 0.5020661376f, 0.1141045407f, 0.01496829512f, 0.001162433411f, 3.809277113e-5f};
+    const Floats z = smaller(larger(x * 0.707106781f, all(-3.92f)), all(3.92f)), t = z * z;
+    const Floats erf = z * polynomial(t, P) / polynomial(t, Q), half = x * 0.5f;
+    return multiply_add(half, erf, half);
+  }
 };
 
 // The same for products that are rounded to 16 bits or less: Phi as a polynomial, absolute error of x Phi(x) below 8e-5.
 struct GeluErfRounded {
-FASTBERT_INLINE Floats of(Floats x) {
-  constexpr float C[] = {0.3988347060f,     -0.06622219835f,   0.009741009678f,    -0.001086477858f, 8.983887013e-5f,
-                         -5.289835882e-6f, 2.072623924e-7f, -4.796095559e-9f, 4.924350416e-11f};
-  const Floats z = smaller(larger(x, all(-4.2f)), all(4.2f));
-  const Floats bounded = x < all(-4.2f) ? all(-4.2f) : x;  // a NaN stays
-  return bounded * multiply_add(z, polynomial(z * z, C), all(0.5f));
-}
+  FASTBERT_INLINE Floats of(Floats x) {
+    constexpr float C[] = {0.3988347060f,     -0.06622219835f,   0.009741009678f,    -0.001086477858f, 8.983887013e-5f,
+                           -5.289835882e-6f, 2.072623924e-7f, -4.796095559e-9f, 4.924350416e-11f};
+    const Floats z = smaller(larger(x, all(-4.2f)), all(4.2f));
+    const Floats bounded = x < all(-4.2f) ? all(-4.2f) : x;  // a NaN stays
+    return bounded * multiply_add(z, polynomial(z * z, C), all(0.5f));
+  }
 };
 
 // x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form.
 struct GeluTanh {
-FASTBERT_INLINE Floats of(Floats x) {
-  constexpr float LOG2E = 1.44269504f;
-  const Floats u = x * multiply_add(x * x, all(0.0356774081f), all(0.797884561f));
-  const Floats power = smaller(u * (-2.0f * LOG2E), all(126.0f));
-  return x / (exp2_of(power) + 1.0f);
-}
+  FASTBERT_INLINE Floats of(Floats x) {
+    constexpr float LOG2E = 1.44269504f;
+    const Floats u = x * multiply_add(x * x, all(0.0356774081f), all(0.797884561f));
+    const Floats power = smaller(u * (-2.0f * LOG2E), all(126.0f));
+    return x / (exp2_of(power) + 1.0f);
+  }
 };

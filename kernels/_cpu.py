@@ -435,7 +435,7 @@ def linear_int8(
     out_dtype: torch.dtype,
 ) -> Tensor:
     wide = torch.float64 if out_dtype == torch.float64 else torch.float32
-    if x.shape[1] == 1:  # where PyTorch 2.11's _int_mm is wrong
+    if x.shape[1] == 1:  # where _int_mm is wrong on a CPU, in PyTorch 2.13 too
         sums = x.int() * weight.int().T
     else:
         sums = torch._int_mm(x, weight.T)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from bench import bench_quality, clock, peers, prepared, texts
+from bench import bench_quality, clock, exports, peers, texts
 from bench.attempts import is_error, reason
 from bench.bench_inference import TOLERANCE, case_of, wrong
 from bench.harness import NotApplicableError, Ready
@@ -68,10 +68,10 @@ def test_what_was_made_is_made_once_and_whole(tmp_path: Path) -> None:
             raise RuntimeError("killed half way")
 
     with pytest.raises(RuntimeError, match="half way"):
-        prepared._once(tmp_path / "peer", make)
+        exports._once(tmp_path / "peer", make)
     assert not [*tmp_path.iterdir()]
     for _ in range(2):
-        assert [path.name for path in prepared._once(tmp_path / "peer", make).iterdir()] == ["a"]
+        assert [path.name for path in exports._once(tmp_path / "peer", make).iterdir()] == ["a"]
     assert len(made) == 2
 
 
@@ -81,7 +81,7 @@ def test_two_processes_make_the_same(tmp_path: Path) -> None:
         (tmp_path / "peer").mkdir()
         (tmp_path / "peer/theirs").touch()
 
-    prepared._once(tmp_path / "peer", make)
+    exports._once(tmp_path / "peer", make)
     assert [path.name for path in tmp_path.rglob("*")] == ["peer", "theirs"]
 
 
@@ -89,7 +89,7 @@ class TorchRuntime(peers.Padded):
     """The host of the other runtimes, around a model that needs none of them."""
 
     def __init__(self, pairs: bool) -> None:
-        folder = prepared.checkpoint("tiny", pairs)
+        folder = exports.checkpoint("tiny", pairs)
         super().__init__(folder, pairs, 64)
         kind: Any = transformers.BertForSequenceClassification if pairs else transformers.BertModel
         self.model = kind.from_pretrained(folder).eval()

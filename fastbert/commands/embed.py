@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastbert.commands.options import DeviceOption, Model, Precision, PrecisionOption, torch_device
+from fastbert.commands.options import BatchTokensOption, DeviceOption, Model, Precision, PrecisionOption, torch_device
 from fastbert.commands.streamed import (
     ForceOption,
     FormatOption,
@@ -59,10 +59,7 @@ def embed(
     truncate_dim: Annotated[
         int | None, typer.Option(help="Elements of a vector that are kept.", show_default="what the model says")
     ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens in a batch; there is no padding.", show_default="2048, on a GPU 16384"),
-    ] = None,
+    batch_tokens: BatchTokensOption = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens a text is cut to.", show_default="what the model says")
     ] = None,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fastbert.commands.options import DeviceOption, Model, Precision, PrecisionOption, torch_device
+from fastbert.commands.options import BatchTokensOption, DeviceOption, Model, Precision, PrecisionOption, torch_device
 from fastbert.errors import require
 from fastbert.terminal import counted, note
 
@@ -21,9 +21,7 @@ def serve(
         str | None,
         typer.Option(envvar="FASTBERT_API_KEY", help="What requests have to bring: Authorization: Bearer KEY."),
     ] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in a batch.", show_default="2,048 on a CPU, 16,384 on a GPU")
-    ] = None,
+    batch_tokens: BatchTokensOption = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens a text is cut to.", show_default="what the model takes")
     ] = None,

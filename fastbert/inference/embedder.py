@@ -112,22 +112,7 @@ class Embedder(VectorEngine):
         Args:
             progress: called with the number of tokens that have just been done, on a GPU launched.
         """
-        on_gpu = self.model.device.type == "cuda"
-        sorted_BN = torch.empty(len(tokens.lengths), self.dimension, pin_memory=on_gpu)
-        rows: list[npt.NDArray[np.int64]] = []
-        done = 0
-        for batch in self.batches(tokens):
-            sorted_BN[done : done + len(batch.rows)].copy_(self.encode_batch(batch), non_blocking=True)
-            rows.append(batch.rows)
-            done += len(batch.rows)
-            if progress is not None:
-                progress(batch.tokens)
-        if on_gpu:
-            torch.cuda.synchronize(self.model.device)
-        vectors = np.zeros(sorted_BN.shape, np.float32)
-        if rows:
-            vectors[np.concatenate(rows)] = sorted_BN[:done].numpy()
-        return vectors
+        return self.gather(tokens, self.dimension, self.encode_batch, progress)
 
     results = encode_tokens
 
