@@ -69,6 +69,17 @@ def label(question: Question) -> str:
 def test_the_current_candidate_is_what_the_launcher_takes(question: Question) -> None:
     original, current = getattr(question.module, question.attribute), question.candidates[question.current].replacement
     step = question.ready().step
+    if question.case["what"] == "linear_int8":  # which has tiles where TILES has none
+        assert not original
+        with mock.patch.object(_launch, "launch", side_effect=_launch.launch) as launch:
+            for entries, taken in ((original, current), *((c.replacement,) * 2 for c in question.candidates.values())):
+                with mock.patch.object(_product, "TILES", entries):
+                    step()
+                (tiles,) = taken.values()
+                meta = launch.call_args.kwargs
+                assert [meta[f"BLOCK_{axis}"] for axis in "MNK"] == [tiles.M, tiles.N, tiles.K]
+                assert (meta["num_warps"], meta["num_stages"]) == (tiles.num_warps, tiles.num_stages)
+        return
     if question.attribute == "TILES":
         assert current == original
         with mock.patch.object(_product, "launch", side_effect=_product.launch) as launch:
