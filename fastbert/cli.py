@@ -17,8 +17,10 @@ from fastbert.commands.demo import demo
 from fastbert.commands.embed import embed
 from fastbert.commands.evaluate import evaluate
 from fastbert.commands.fill_mask import fill_mask_command
+from fastbert.commands.finetune import finetune
 from fastbert.commands.info import info
 from fastbert.commands.plot import plot
+from fastbert.commands.predict import predict
 from fastbert.commands.prepare import prepare
 from fastbert.commands.pretrain import pretrain
 from fastbert.commands.report import report_command
@@ -76,7 +78,9 @@ app.command("verify")(verify_command)
 app.command("warm-up")(warm_up)
 app.command()(prepare)
 app.command()(pretrain)
+app.command()(finetune)
 app.command()(evaluate)
+app.command()(predict)
 app.command()(plot)
 app.command()(demo)
 

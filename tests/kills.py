@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from fastbert import cli
 from fastbert.training import checkpoints
-from fastbert.training.trainer import PretrainingTrainer
+from fastbert.training.pretraining_trainer import PretrainingTrainer
 from tests.runs import ROOT, make_corpus
 
 STEPS, SAVE_EVERY = 60, 5

@@ -31,7 +31,7 @@ def shard_on_a_cpu() -> None:
 
 
 def kill_at(step: int, run: Path) -> None:
-    from fastbert.training.trainer import PretrainingTrainer
+    from fastbert.training.pretraining_trainer import PretrainingTrainer
 
     stock = PretrainingTrainer.compute_loss
     rank = int(os.environ.get("RANK", 0))

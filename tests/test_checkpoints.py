@@ -22,7 +22,7 @@ from fastbert.errors import InputError
 from fastbert.training import checkpoints
 from fastbert.training.evaluation import Evaluation
 from fastbert.training.plot import read_log
-from fastbert.training.trainer import PretrainingTrainer
+from fastbert.training.pretraining_trainer import PretrainingTrainer
 from tests.runs import (
     MOMENTS,
     assert_same_weights,

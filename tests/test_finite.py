@@ -24,7 +24,7 @@ from fastbert.errors import CommonError, InputError
 from fastbert.training.checkpoints import DRAFTS
 from fastbert.training.plot import plot, read_log
 from fastbert.training.recipe import load_config
-from fastbert.training.trainer import PretrainingTrainer
+from fastbert.training.pretraining_trainer import PretrainingTrainer
 from tests.optional import needs
 from tests.runs import (
     BREAKS,

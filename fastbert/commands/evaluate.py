@@ -1,4 +1,4 @@
-"""fastbert evaluate: how well a model predicts a corpus."""
+"""fastbert evaluate: how well a model does at its task, or predicts a corpus."""
 
 import contextlib
 import json
@@ -11,6 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastbert.commands.evaluate_task import (
+    LabelOption,
+    PairOption,
+    PredictionsOption,
+    TaskOption,
+    TextOption,
+    evaluate_task,
+    is_tuned,
+)
 from fastbert.commands.options import DeviceOption, torch_device
 from fastbert.commands.pretrain import Precision
 from fastbert.errors import InputError
@@ -31,7 +40,18 @@ def evaluate(
         ),
     ],
     *,
-    data: Annotated[Path, typer.Option(help="A token store of `fastbert prepare`; its held-out part, if it has one.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Of a model that was tuned: a task's folder or file. Else a token store of `fastbert prepare`; its"
+            " held-out part, if it has one."
+        ),
+    ],
+    task: TaskOption = None,
+    text: TextOption = None,
+    pair: PairOption = None,
+    label: LabelOption = None,
+    predictions: PredictionsOption = None,
     sequences: Annotated[int, typer.Option(min=1, help="To evaluate on, at most.")] = 1024,
     max_length: Annotated[
         int | None,
@@ -43,10 +63,31 @@ def evaluate(
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """How well a model predicts masked words, and next sentences, that it was not trained on.
+    """How well a model does: at the task that it was tuned for, or at masked words and next sentences.
 
-    Sequences and masks are always the same ones, those of the evaluations of `fastbert pretrain`.
+    Of a task: its figures with where they are with 95 % confidence, and those of each class. Else sequences and masks
+    are always the same ones, those of the evaluations of `fastbert pretrain`.
     """
+    columns = {"text": text, "pair": pair, "label": label}
+    if task is not None or is_tuned(model):
+        evaluate_task(model, data, task, columns, max_length, dtype, device, predictions, as_json)
+        return
+    for option, value in {**columns, "predictions": predictions}.items():
+        if value is not None:
+            raise InputError(f"--{option} is for a model that `fastbert finetune` made, or with --task")
+    evaluate_pretrained(model, Path(data), sequences, max_length, dtype, device, as_json)
+
+
+def evaluate_pretrained(
+    model: str,
+    data: Path,
+    sequences: int,
+    max_length: int | None,
+    dtype: Precision | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """On a token store."""
     import torch
 
     from fastbert.data.store import HELD_OUT, Store

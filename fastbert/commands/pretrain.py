@@ -137,7 +137,7 @@ def pretrain(
 
     target = None if device is None else torch_device(device)
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    rates = _numbers("--mask-rates", mask_rates)
+    rates = numbers("--mask-rates", mask_rates)
     if len(rates) != 3 or min(rates) < 0 or not abs(sum(rates) - 1) <= 1e-6:
         raise InputError(f"--mask-rates must be three shares that add up to 1, but is {mask_rates}")
     sampling = Sampling(
@@ -192,7 +192,7 @@ def pretrain(
     train(recipe, data, output, device=target, notes=notes)
 
 
-def _numbers(option: str, text: str) -> list[float]:
+def numbers(option: str, text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:

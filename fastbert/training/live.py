@@ -1,7 +1,8 @@
 """A run's figures while it trains: lines in a file; on a terminal a bar and a table, updated in place."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,25 +13,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fastbert.data.pretraining import Phase
-from fastbert.training.logs import are_figures
+from fastbert.training.logs import are_figures, is_evaluation
 
 _REFRESHED = 4  # a second
-_COLUMNS = (
-    ("mlm_loss", "{words}", "{:.4f}"),
-    ("mlm_accuracy", "accuracy", "{:.1%}"),
-    ("perplexity", "perplexity", "{:,.1f}"),
-    ("nsp_loss", "next sentence", "{:.4f}"),
-    ("nsp_accuracy", "accuracy", "{:.1%}"),
-)
-_LINE = (
-    ("loss", "loss {:.4f} nats"),
-    ("mlm_loss", "{words} loss {:.4f} nats"),
-    ("mlm_accuracy", "accuracy {:.1%}"),
-    ("perplexity", "perplexity {:,.1f}"),
-    ("nsp_loss", "next-sentence loss {:.4f} nats"),
-    ("nsp_accuracy", "accuracy {:.1%}"),
-)
+_NO_FIGURES = ("loss", "time", "epoch", "step")
 _STEP = (
     ("learning_rate", "learning rate {:.2e}"),
     ("grad_norm", "gradient norm {:.2f}"),
@@ -44,21 +30,80 @@ _PACE = (
 )
 
 
+@dataclass(frozen=True)
+class Figures:
+    """Which figures of a run are shown, and how.
+
+    Attributes:
+        columns: of the table: key, heading, form.
+        words: of a line: key, form.
+        best: the key that evaluations are compared by; None for none.
+        rises: whether more of it is better.  form: of it.
+        more: whether figures of evaluations that are in neither come behind these.
+    """
+
+    columns: Sequence[tuple[str, str, str]]
+    words: Sequence[tuple[str, str]]
+    best: str | None
+    rises: bool = False
+    form: str = "{:.4f}"
+    more: bool = False
+
+    def is_better(self, value: float, than: float) -> bool:
+        return value > than if self.rises else value < than
+
+
+def of_pretraining(words: str) -> Figures:
+    """Args: words: what the predicted words are: masked LM, or next word."""
+    return Figures(
+        columns=(
+            ("mlm_loss", words, "{:.4f}"),
+            ("mlm_accuracy", "accuracy", "{:.1%}"),
+            ("perplexity", "perplexity", "{:,.1f}"),
+            ("nsp_loss", "next sentence", "{:.4f}"),
+            ("nsp_accuracy", "accuracy", "{:.1%}"),
+        ),
+        words=(
+            ("loss", "loss {:.4f} nats"),
+            ("mlm_loss", f"{words.replace(' ', '-')} loss {{:.4f}} nats"),
+            ("mlm_accuracy", "accuracy {:.1%}"),
+            ("perplexity", "perplexity {:,.1f}"),
+            ("nsp_loss", "next-sentence loss {:.4f} nats"),
+            ("nsp_accuracy", "accuracy {:.1%}"),
+        ),
+        best="mlm_loss",
+    )
+
+
+def of_finetuning(main: str, more: Iterable[str] = ()) -> Figures:
+    """Args: main: what models are chosen by.  more: other figures of the dev data."""
+    names = list(dict.fromkeys([main, *more]))
+    return Figures(
+        columns=(("loss", "loss", "{:.4f}"), *((name, name.replace("_", " "), "{:.4f}") for name in names)),
+        words=(("loss", "loss {:.4f}"), *((name, f"{name.replace('_', ' ')} {{:.4f}}") for name in names)),
+        best=main,
+        rises=True,
+        more=True,
+    )
+
+
 class Terminal(TrainerCallback):
     """On stderr, of the first process.
 
     Args:
-        phases: of the run; a step costs about as its max_length goes, or where it is a number of tokens, the same.
-        of_tokens: whether a step is a number of tokens.
-        words: what the predicted words are: masked LM, or next word.
-        best: step and loss of the best evaluation so far.
+        cost: of the run's steps up to one, in any unit: what is left is guessed from it.
+        steps: of the run.
+        best: step and value of the best evaluation so far.
     """
 
     def __init__(
-        self, phases: Sequence[Phase], *, of_tokens: bool, words: str, best: tuple[int, float] | None = None
+        self,
+        figures: Figures,
+        steps: int,
+        cost: Callable[[int], float] = float,
+        best: tuple[int, float] | None = None,
     ) -> None:
-        self._phases, self._of_tokens, self._words = phases, of_tokens, words
-        self._steps = sum(phase.steps for phase in phases)
+        self._figures, self._steps, self._cost = figures, steps, cost
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._speaks = False
@@ -93,16 +138,19 @@ class Terminal(TrainerCallback):
     ) -> None:
         if not self._speaks or not are_figures(logs):
             return
-        step, held_out = state.global_step, "eval_mlm_loss" in logs
+        step, held_out, key = state.global_step, is_evaluation(logs), self._figures.best
         figures = {key.removeprefix("eval_"): value for key, value in logs.items() if value is not None}
-        best = held_out and step > 0 and (self._best is None or figures["mlm_loss"] < self._best[1])
+        if held_out and self._figures.more:
+            assert key is not None
+            self._figures = of_finetuning(key, [name for name in figures if name not in _NO_FIGURES])
+        best = held_out and step > 0 and key is not None and self._is_best(figures[key])
         if best:
-            self._best = step, figures["mlm_loss"]
+            self._best = step, figures[str(key)]
         self._rows["held out" if held_out else "training"] = step, figures
         if self._live is not None:
             self._live.refresh()
         else:
-            said = self._said(_LINE, figures)
+            said = self._said(self._figures.words, figures)
             said += ["the best so far"] if best else []
             said += [] if held_out else [*self._said(_STEP, figures), *self._said(_PACE, figures), *self._left()]
             self._console.print(
@@ -118,18 +166,11 @@ class Terminal(TrainerCallback):
             self._live.stop()
             self._live = None
 
-    def _said(self, forms: Sequence[tuple[str, str]], figures: dict[str, Any]) -> list[str]:
-        words = self._words.replace(" ", "-")
-        return [form.replace("{words}", words).format(figures[key]) for key, form in forms if key in figures]
+    def _is_best(self, value: float) -> bool:
+        return self._best is None or self._figures.is_better(value, self._best[1])
 
-    def _cost(self, step: int) -> float:
-        """Of the steps to there, in tokens or what goes as they do."""
-        cost = 0.0
-        for phase in self._phases:
-            steps = min(step, phase.steps)
-            cost += steps * (1 if self._of_tokens else phase.max_length)
-            step -= steps
-        return cost
+    def _said(self, forms: Sequence[tuple[str, str]], figures: dict[str, Any]) -> list[str]:
+        return [form.format(figures[key]) for key, form in forms if key in figures]
 
     def _left(self) -> list[str]:
         """The time, once the speed is known."""
@@ -157,16 +198,16 @@ class Terminal(TrainerCallback):
         if not rows:
             return Group(bar)
         known = {key for _, figures in rows.values() for key in figures}
-        columns = [column for column in _COLUMNS if column[0] in known]
+        columns = [column for column in self._figures.columns if column[0] in known]
         table = Table.grid(padding=(0, 2))
         for i in range(len(columns) + 2):
             table.add_column(justify="left" if i == 0 else "right", no_wrap=True)
-        table.add_row("", "step", *(name.replace("{words}", self._words) for _, name, _ in columns), style="dim")
+        table.add_row("", "step", *(name for _, name, _ in columns), style="dim")
         for name, (step, figures) in rows.items():
             cells = (form.format(figures[key]) if key in figures else "" for key, _, form in columns)
             table.add_row(name, f"{step:,}", *cells)
         _, trained = rows.get("training", (0, {}))
         lines = [", ".join(self._said(forms, trained)) for forms in (_STEP, _PACE)]
         if self._best is not None:
-            lines.append(f"best held out: step {self._best[0]:,}, {self._best[1]:.4f}")
+            lines.append(f"best held out: step {self._best[0]:,}, {self._figures.form.format(self._best[1])}")
         return Group(bar, table, *(Text(line) for line in lines if line))

@@ -36,7 +36,12 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 def are_figures(logs: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
     """Not what the Trainer says at the end."""
-    return logs is not None and ("loss" in logs or "eval_mlm_loss" in logs)
+    return logs is not None and ("loss" in logs or is_evaluation(logs))
+
+
+def is_evaluation(logs: dict[str, Any]) -> bool:
+    """Whether figures are of texts that are not trained on."""
+    return any(key.startswith("eval_") for key in logs)
 
 
 class LogFile(TrainerCallback):
@@ -61,8 +66,8 @@ class LogFile(TrainerCallback):
 class TensorBoard(TrainerCallback):
     """The same for TensorBoard. What it has of later steps is dropped when a run goes on."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, group: str = "pretraining") -> None:
+        self._folder, self._group = folder, group
         self._writer: Any = None
 
     def on_train_begin(
@@ -85,7 +90,7 @@ class TensorBoard(TrainerCallback):
             return
         for name, value in logs.items():
             if isinstance(value, int | float) and name not in ("epoch", "time"):
-                self._writer.add_scalar(f"pretraining/{name}", value, state.global_step)
+                self._writer.add_scalar(f"{self._group}/{name}", value, state.global_step)
         self._writer.flush()
 
     def on_train_end(

@@ -1,8 +1,8 @@
 """Pretraining, start to end: a recipe, a token store, a run's folder."""
 
 import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ from packaging.version import Version
 from transformers import AutoTokenizer, TrainingArguments
 
 from fastbert.data.pretraining import PretrainingBatches
-from fastbert.data.store import HELD_OUT, Store, read_json, write_json
+from fastbert.data.store import HELD_OUT, Store, read_json
 from fastbert.errors import InputError, require
 from fastbert.terminal import counted, note
-from fastbert.training import checkpoints, distributed, files, live, logs, models, reporting, summary
+from fastbert.training import checkpoints, distributed, files, live, logs, models, reporting, summary, trainer
 from fastbert.training.evaluation import Evaluate, Evaluation, evaluated_length, has_held_out
 from fastbert.training.files import MODEL as MODEL
 from fastbert.training.kernels import CompiledAhead
-from fastbert.training.recipe import Recipe, differences
-from fastbert.training.trainer import PretrainingTrainer
+from fastbert.training.pretraining_trainer import PretrainingTrainer
+from fastbert.training.recipe import Recipe
 
 _ALONE = "FSDP shards over several processes, which torchrun starts, with a GPU each"
 
@@ -73,7 +73,7 @@ def pretrain(
     evaluation, held_out = _evaluation(recipe, data, rank, world_size)
     with distributed.rank_zero_first(world_size, rank):
         if rank == 0:
-            _adopt(output, recipe, store, model.config)
+            files.adopt(output, recipe.saved(store, model.config))
             checkpoints.remove_drafts(output)
     checkpoint = checkpoints.last_checkpoint(output)
     step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
@@ -95,12 +95,12 @@ def pretrain(
             note(f"resumed at step {step:,} of {recipe.steps:,}, of {checkpoint.name}")
     best = read_json(output / files.BEST / files.EVALUATION)
     terminal = live.Terminal(
-        phases,
-        of_tokens=recipe.sampling.batch_tokens is not None,
-        words=summary.WORDS[recipe.sampling.objective],
+        live.of_pretraining(summary.WORDS[recipe.sampling.objective]),
+        recipe.steps,
+        float if recipe.sampling.batch_tokens is not None else partial(summary.tokens_of_steps, phases),
         best=None if best is None else (best["step"], best["eval_mlm_loss"]),
     )
-    trainer = PretrainingTrainer(
+    pretrainer = PretrainingTrainer(
         model=model,
         args=arguments,
         # Of the store nobody knows what a model takes, and a tokenizer without a limit cuts no text.
@@ -120,20 +120,18 @@ def pretrain(
         stop=recipe.non_finite_loss == "stop",
         evaluation=evaluation,
     )
-    if recipe.fsdp and not trainer.is_fsdp_enabled:  # accelerate would say nothing, and train without
+    if recipe.fsdp and not pretrainer.is_fsdp_enabled:  # accelerate would say nothing, and train without
         raise InputError(_ALONE)
-    for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
-        trainer.remove_callback(callback)
     torch.manual_seed((recipe.sampling.seed * 100_003 + rank) % 2**63)  # other dropout masks in every process
     if checkpoint is not None:
-        trainer.load_data_state(checkpoint)
+        pretrainer.load_data_state(checkpoint)
     with (
         contextlib.closing(terminal),
-        _without_words_of_the_trainer(),
+        trainer.without_words(),
         distributed.by_layer() if recipe.fsdp else contextlib.nullcontext(),
     ):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_final(output / MODEL)
+        pretrainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    pretrainer.save_final(output / MODEL)
     if rank == 0:
         note(f"{output / MODEL} is the model, for from_pretrained of transformers or fastbert")
     return output / MODEL
@@ -157,27 +155,7 @@ def _evaluation(recipe: Recipe, data: Path, rank: int, world_size: int) -> tuple
     )
 
 
-@contextlib.contextmanager
-def _without_words_of_the_trainer() -> Iterator[None]:
-    """On what is in order: no step is left of a run whose model is still to be written, or it saves more often now."""
-
-    def matters(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return not any(words in said for words in ("not to be a single sample", "the ones in the `trainer_state.json`"))
-
-    loggers = [logging.getLogger(f"transformers.{module}") for module in ("trainer", "trainer_utils")]
-    for logger in loggers:
-        logger.addFilter(matters)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(matters)
-
-
 def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is no folder")
     options: dict[str, Any] = {}
     if recipe.fsdp and not torch.distributed.is_initialized():
         raise InputError(_ALONE)
@@ -193,53 +171,21 @@ def _arguments(recipe: Recipe, output: Path, on_cpu: bool) -> TrainingArguments:
         renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
         name = "activation_checkpointing" if renamed else "gradient_checkpointing"
         options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    if torch.distributed.is_initialized():
-        options["ddp_backend"] = torch.distributed.get_backend()
-    arguments = TrainingArguments(
-        output_dir=str(output),
+    return trainer.arguments(
+        output,
+        on_cpu,
         max_steps=recipe.steps,
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.learning_rate,
-        optim="adamw_torch_fused",
         adam_beta1=recipe.beta1,
         adam_beta2=recipe.beta2,
         adam_epsilon=recipe.epsilon,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        lr_scheduler_type="linear",
         warmup_steps=recipe.warmup,
         bf16=recipe.dtype == "bf16",
-        save_strategy="steps",
         save_steps=recipe.save_every,
         logging_steps=recipe.log_every,
-        logging_nan_inf_filter=False,  # it waits for the GPU in every step
-        ignore_data_skip=True,  # the batches know where they are
-        average_tokens_across_devices=False,  # the trainer counts by itself
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # they are constants
-        report_to="none",
-        disable_tqdm=True,
         seed=recipe.sampling.seed % 2**32,
-        use_cpu=on_cpu,
         **options,
     )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # DataParallel would cut packed batches; torchrun is for several GPUs
-    return arguments
-
-
-def _adopt(output: Path, recipe: Recipe, store: Store, config: Any) -> None:
-    """Begin a run's folder, or see that it is this run's."""
-    output.mkdir(parents=True, exist_ok=True)
-    now = recipe.saved(store, config)
-    before = read_json(output / files.RUN)
-    if before is None:
-        if checkpoints.last_checkpoint(output) is not None:
-            raise InputError(f"{output} has checkpoints, but no {files.RUN}: they are another program's")
-    elif changed := differences(before.get("fixed", {}), now["fixed"]):
-        raise InputError(
-            f"{output} is another run: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}."
-            " Go on with its options, or choose another folder"
-        )
-    write_json(output / files.RUN, now)

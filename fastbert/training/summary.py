@@ -26,7 +26,6 @@ def summary(
     warmup = f"{recipe.learning_rate:g}, falling linearly to 0"
     if recipe.warmup:
         warmup = f"{recipe.learning_rate:g} after a warm-up of {counted(recipe.warmup, 'step')}, falling linearly to 0"
-    together = f"{world_size:,} processes, {'FSDP' if recipe.fsdp else 'DDP'}; " if world_size > 1 else ""
     return [
         (
             "model",
@@ -40,8 +39,13 @@ def summary(
         ("steps", f"{recipe.steps:,} of {_batch(sampling)}; {_phases(phases)}"),
         ("tokens", f"at most {tokens:,}, {tokens / store.tokens:,.3g} times the corpus"),
         ("learning rate", warmup),
-        ("device", f"{together}{where(device)}; {recipe.dtype}"),
+        ("device", f"{devices(device, world_size, 'FSDP' if recipe.fsdp else 'DDP')}; {recipe.dtype}"),
     ]
+
+
+def devices(device: torch.device, world_size: int, together: str = "DDP") -> str:
+    """Where a run is. Args: together: how several processes share the work."""
+    return (f"{world_size:,} processes, {together}; " if world_size > 1 else "") + where(device)
 
 
 def tokens_a_step(sampling: Sampling, max_length: int) -> int:
@@ -50,6 +54,16 @@ def tokens_a_step(sampling: Sampling, max_length: int) -> int:
         return sampling.batch_tokens
     assert sampling.batch_size is not None
     return sampling.batch_size * max_length
+
+
+def tokens_of_steps(phases: Sequence[Phase], step: int) -> float:
+    """What the steps up to one cost, where a step costs about as its max_length goes."""
+    cost = 0.0
+    for phase in phases:
+        steps = min(step, phase.steps)
+        cost += steps * phase.max_length
+        step -= steps
+    return cost
 
 
 def _batch(sampling: Sampling) -> str:

@@ -1,56 +1,92 @@
-"""transformers' Trainer for pretraining on packed batches: losses of whole steps, exact resume, whole checkpoints."""
+"""transformers' Trainer as fastbert's runs have it: packed batches, losses of whole steps, whole checkpoints."""
 
+import abc
 import contextlib
 import json
+import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
-from fastbert.data.pretraining import PretrainingBatches
-from fastbert.data.store import read_json, write_json
+from fastbert.data.store import write_json
 from fastbert.errors import InputError
 from fastbert.terminal import note
 from fastbert.training import checkpoints, files, metrics
-from fastbert.training.evaluation import Evaluation
 from fastbert.training.finite import FiniteSteps, check_weights
 
-_COUNTS = ("labels", "sequences", "tokens", "flops")
-_SUMS = ("loss", "nsp_loss", "nsp_right", "sequences", "right", "looked_at")  # of finite steps
+
+def arguments(output: Path, on_cpu: bool, **options: Any) -> TrainingArguments:
+    """Of a run in that folder.
+
+    Raises:
+        InputError: if the folder cannot be one.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is no folder")
+    if dist.is_initialized():
+        options["ddp_backend"] = dist.get_backend()
+    made = TrainingArguments(
+        output_dir=str(output),
+        optim="adamw_torch_fused",
+        lr_scheduler_type="linear",
+        save_strategy="steps",
+        logging_nan_inf_filter=False,  # it waits for the GPU in every step
+        ignore_data_skip=True,  # the batches know where they are
+        average_tokens_across_devices=False,  # the trainer counts by itself
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they are constants
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        **options,
+    )
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # DataParallel would cut packed batches; torchrun is for several GPUs
+    return made
 
 
-class PretrainingTrainer(Trainer):
-    """Trains on `PretrainingBatches`.
+class Batches(Protocol):
+    """What a run trains on: this process's own batches, in order."""
 
-    The loss is the mean over all labels of an optimiser step, of all processes and accumulated batches, and the mean
-    over all its sentence pairs: how a step is divided changes nothing. Nothing is read from a GPU but at logging steps.
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self, step: int) -> dict[str, int]:
+        """Where optimiser step `step` begins."""
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on there. Raises: InputError, if it is none that `state_dict` gave."""
+
+
+class RunTrainer(Trainer, abc.ABC):
+    """What training runs share.
+
+    The loss is a mean over a whole optimiser step, of all processes and accumulated batches: how a step is divided
+    changes nothing. Nothing is read from a GPU but at logging steps. A step that is not finite changes nothing; a
+    checkpoint is there whole or not at all.
 
     Args:
         batches: of this process.
         keep: checkpoints.
         stop: when a step's loss or gradient is not finite; else such steps are left out.
-        evaluation: on held-out text; the best model is kept. None for none.
+
+    Attributes:
+        _COUNTS: of batches, what `_count` counts of each; summed over a step, and between logs.
+        _SUMS: of finite steps: what `compute_loss` adds to `_step`. The first is the loss.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        batches: PretrainingBatches,
-        keep: int,
-        stop: bool = True,
-        evaluation: Evaluation | None = None,
-        **kwargs: Any,
-    ) -> None:
+    _COUNTS: ClassVar[Sequence[str]]
+    _SUMS: ClassVar[Sequence[str]]
+
+    def __init__(self, *args: Any, batches: Batches, keep: int, stop: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._evaluation = evaluation
         self.loss_is_scaled_for_ga = True
         self._batches = batches
         self._keep = keep
@@ -61,10 +97,22 @@ class PretrainingTrainer(Trainer):
         self._run = Path(str(self.args.output_dir))
         self._saving = False
         self._failure: Exception | None = None
-        self._pairs = batches.sampling.objective == "mlm+nsp"
-        head: Any = self.model
-        self._accuracy = metrics.Accuracy(head.cls.predictions)
         self._window_step: int | None = None
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+
+    # What a run has of its own.
+
+    @abc.abstractmethod
+    def _count(self, batch: Any) -> Sequence[float]:
+        """What a batch has of each of `_COUNTS`."""
+
+    @abc.abstractmethod
+    def _figures(self, sums: Mapping[str, float], counts: Mapping[str, float], steps: int) -> dict[str, Any]:
+        """What is logged of so many finite steps, besides what all runs log."""
+
+    def _begin(self) -> None:
+        """Called before the first step."""
 
     # What the Trainer asks for.
 
@@ -75,22 +123,18 @@ class PretrainingTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         if self._window_step is None:
             self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint's are those of its own run
-            if self._evaluation is not None and self.state.global_step == 0:
-                self.evaluate()  # what training begins with
+            self._begin()
             self._begin_window()
         start = time.perf_counter()
-        self._accuracy.armed = (self.state.global_step + 1) % self.args.logging_steps == 0
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._waited += time.perf_counter() - start
         return samples
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """(4,) float64 on the device: labels, sequences, tokens and FLOP of the step, over all processes."""
-        here = [0.0] * len(_COUNTS)
+        """(counts,) float64 on the device: `_COUNTS` of the step, over all processes."""
+        here = [0.0] * len(self._COUNTS)
         for batch in batch_samples:
-            lengths, labels = batch["cu_seq_lens_q"].diff(), len(batch["label_rows"])
-            flops = metrics.training_flops(self._config, lengths, labels)
-            for i, n in enumerate((labels, len(lengths), batch["input_ids"].shape[1], flops)):
+            for i, n in enumerate(self._count(batch)):
                 here[i] += n
         counts = torch.tensor(here, dtype=torch.float64)
         counts = (counts.pin_memory() if device.type == "cuda" else counts).to(device, non_blocking=True)
@@ -100,7 +144,7 @@ class PretrainingTrainer(Trainer):
         return counts
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not transformers' estimate, which walks all parameters in every step: `metrics.training_flops` counts."""
+        """Not transformers' estimate, which walks all parameters in every step."""
         return 0
 
     def _prepare_input(self, data: Any) -> Any:
@@ -109,37 +153,10 @@ class PretrainingTrainer(Trainer):
             return {name: self._prepare_input(value) for name, value in data.items()}
         return data.to(self.args.device, non_blocking=True) if isinstance(data, Tensor) else data
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        assert isinstance(num_items_in_batch, Tensor)
-        labels, sequences = num_items_in_batch[:2].float().clamp(min=1)  # without a label, that loss is 0
-        divisors = {"num_items_in_batch": labels}
-        if self._pairs:
-            divisors["num_sequences_in_batch"] = sequences
-        outputs = model(**inputs, **divisors)
-        loss = outputs.loss
-        with torch.no_grad():
-            self._step[0] += loss.detach()
-            if self._pairs:
-                logits, answers = outputs.seq_relationship_logits.float(), inputs["next_sentence_label"]
-                self._step[1] += F.cross_entropy(logits, answers, reduction="sum") / sequences
-                self._step[2] += (logits.argmax(-1) == answers).sum()
-                self._step[3] += len(answers)
-        loss = loss * self.args.world_size  # gradients are averaged over processes
-        return (loss, outputs) if return_outputs else loss
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called once a step, between its gradient and its update: the step is looked at here."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        accuracy = self._accuracy.take()
-        if accuracy is not None:
-            self._step[4:] += accuracy
         if self.args.world_size > 1:
             dist.all_reduce(self._step)
         bad = self._finite.look(self.state.global_step + 1, self._step[0], norm, self.optimizer)
@@ -156,46 +173,28 @@ class PretrainingTrainer(Trainer):
         super().log(logs, start_time)
         self.state.log_history.clear()  # the run's log has it, and every checkpoint would have it again
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """On held-out text; the model is kept if none before was better there."""
-        assert self._evaluation is not None
-        assert isinstance(self.model, nn.Module)
-        start = time.perf_counter()
-        step = self.state.global_step
-        if step:
-            self._check_steps()
-        found = self._evaluation(self.model)
-        about = {"sequences": self._evaluation.sequences, "max_length": self._evaluation.max_length}
-        before = read_json(self._run / files.BEST / files.EVALUATION) or {}
-        known = all(before.get(name) == value for name, value in about.items())
-        loss = found["eval_mlm_loss"]
-        if step and (not known or loss < before["eval_mlm_loss"]):
-            self._save_model(self._run / files.BEST, {"step": step, **about, **found})
-        self.log({**found, "time": time.time()})
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        if step:
-            self._paused += time.perf_counter() - start
-        return found
-
     # What is measured between two logs.
-
-    @property
-    def _config(self) -> Any:
-        return self._plain.config
 
     @property
     def _plain(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     def _begin_window(self) -> None:
-        self._counts = torch.zeros(len(_COUNTS), dtype=torch.float64, device=self.args.device)
-        self._step = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.args.device)
+        self._counts = torch.zeros(len(self._COUNTS), dtype=torch.float64, device=self.args.device)
+        self._step = torch.zeros(len(self._SUMS), dtype=torch.float64, device=self.args.device)
         self._sums = torch.zeros_like(self._step)
         self._bad.zero_()
         self._window_step = self.state.global_step
         self._window_start = time.perf_counter()
         self._waited = 0.0
         self._paused = 0.0
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        """For what is no training: it counts in no speed."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
 
     def _check_steps(self) -> int:
         """How many steps were left out since the last log. Raises: CommonError, if the run is to stop at one."""
@@ -207,8 +206,8 @@ class PretrainingTrainer(Trainer):
     def _measured(self) -> dict[str, Any]:
         seconds = time.perf_counter() - self._window_start - self._paused
         bad = self._check_steps()
-        loss, nsp_loss, nsp_right, sequences, right, looked_at = self._sums.tolist()
-        counts = dict(zip(_COUNTS, self._counts.tolist(), strict=True))
+        sums = dict(zip(self._SUMS, self._sums.tolist(), strict=True))
+        counts = dict(zip(self._COUNTS, self._counts.tolist(), strict=True))
         assert self._window_step is not None
         steps = self.state.global_step - self._window_step - bad
         found: dict[str, Any] = {"loss": None}
@@ -216,16 +215,12 @@ class PretrainingTrainer(Trainer):
             self._left_out += bad
             found["left_out"] = bad
         if steps:
-            found |= {"loss": loss / steps, "mlm_loss": (loss - nsp_loss) / steps}
-        if looked_at:
-            found["mlm_accuracy"] = right / looked_at
-        if steps and self._pairs:
-            found["nsp_loss"] = nsp_loss / steps
-            found["nsp_accuracy"] = nsp_right / sequences
+            found["loss"] = sums["loss"] / steps
+        found |= self._figures(sums, counts, steps)
         found["tokens_per_second"] = counts["tokens"] / seconds
         found["sequences_per_second"] = counts["sequences"] / seconds
         peak = metrics.peak_flops(self.args.device) if self.args.bf16 else None
-        if peak is not None:
+        if peak is not None and "flops" in counts:
             found["mfu"] = counts["flops"] / seconds / peak / self.args.world_size
         found["data_wait"] = self._waited / seconds
         peak_memory = metrics.peak_memory(self.args.device)
@@ -242,7 +237,10 @@ class PretrainingTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Under another name until all processes have written all of it."""
-        start = time.perf_counter()
+        with self._pause():
+            self._save_whole(model, trial)
+
+    def _save_whole(self, model: nn.Module, trial: Any) -> None:
         self._check_steps()
         check_weights(model, self.state.global_step, self._run, self.args.world_size)
         name = f"checkpoint-{self.state.global_step}"
@@ -259,7 +257,6 @@ class PretrainingTrainer(Trainer):
                 checkpoints.publish(draft, self._run / name)
                 checkpoints.rotate(self._run, self._keep)
         self._agree(name)
-        self._paused += time.perf_counter() - start
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with self._noting_failure():
@@ -344,3 +341,21 @@ class PretrainingTrainer(Trainer):
         except (OSError, ValueError) as error:
             raise InputError(f"{checkpoint / checkpoints.STATE} cannot be read: {error}") from error
         self._batches.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def without_words() -> Iterator[None]:
+    """Of the Trainer on what is in order: no step is left of a run whose model is still to be written, or it saves more often now."""
+
+    def matters(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not any(words in said for words in ("not to be a single sample", "the ones in the `trainer_state.json`"))
+
+    loggers = [logging.getLogger(f"transformers.{module}") for module in ("trainer", "trainer_utils")]
+    for logger in loggers:
+        logger.addFilter(matters)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(matters)

@@ -1,0 +1,128 @@
+"""fastbert evaluate, of a model that was tuned for a task."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastbert.commands.options import torch_device
+from fastbert.commands.pretrain import Precision
+from fastbert.errors import InputError, require
+from fastbert.machine import where
+from fastbert.terminal import note, progress
+
+TaskOption = Annotated[str | None, typer.Option(help="Of `fastbert finetune`.", show_default="what it was tuned for")]
+TextOption = Annotated[str | None, typer.Option(help="The column with the texts.", show_default="as it was tuned")]
+PairOption = Annotated[
+    str | None, typer.Option(help="The column with the second text of each row.", show_default="as it was tuned")
+]
+LabelOption = Annotated[str | None, typer.Option(help="The column with the labels.", show_default="as it was tuned")]
+PredictionsOption = Annotated[Path | None, typer.Option(help="A .jsonl file to write every prediction to.")]
+_TASK_FILE = "fastbert_task.json"
+
+
+def is_tuned(model: str) -> bool:
+    """Whether `fastbert finetune` made it; the run's folder stands for its model."""
+    return (_folder(model) / _TASK_FILE).is_file()
+
+
+def _folder(model: str) -> Path:
+    inner = Path(model) / "model"
+    return inner if (inner / _TASK_FILE).is_file() else Path(model)
+
+
+def evaluate_task(
+    model: str,
+    data: str,
+    task: str | None,
+    columns: Mapping[str, str | None],
+    max_length: int | None,
+    dtype: Precision | None,
+    device: str | None,
+    predictions: Path | None,
+    as_json: bool,
+) -> None:
+    """On the task's dev data."""
+    require("sklearn", "scipy", to="evaluate")
+    if predictions is not None and predictions.exists():
+        raise InputError(f"{predictions} is there")
+    import fastbert
+    from fastbert.inference.encoding import takes_types
+    from fastbert.inference.engine import Engine
+    from fastbert.inference.loading import load_model, load_tokenizer
+    from fastbert.tasks import registry
+    from fastbert.tasks.features import Tokenizing
+    from fastbert.tasks.task import DEV, Given
+    from fastbert.training.finetuning import described, length_of, write_predictions
+    from fastbert.training.judging import judged, mixed
+
+    name = str(_folder(model))
+    name = name if Path(name).exists() else model
+    target = torch_device(device)
+    given = Given(dev=data, **columns)
+    found = registry.load(name, given)
+    if task is not None and (found is None or found[0].name != task):
+        found = registry.make(task, given), {}
+    assert found is not None
+    made, about = found
+    splits = made.read(DEV)
+    if not splits:
+        raise InputError(f"{data} has no dev data of {made.name}")
+    if not all(examples.labelled for examples in splits.values()):
+        raise InputError(f"{data} has no labels: `fastbert predict` writes what the model says")
+    loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=())).to(target)
+    tokenizer = load_tokenizer(name)
+    length = length_of(max_length or about.get("max_length"), made, loaded, tokenizer)
+    stride = about.get("doc_stride", Tokenizing.doc_stride)
+    tokenizing = Tokenizing(tokenizer, length, takes_types(loaded, tokenizer), stride)
+    number = (dtype or (Precision.fp32 if target.type == "cpu" else Precision.bf16)).value
+    scores = {}
+    for split, examples in splits.items():
+        judge = made.judge(examples, tokenizing, loaded.config)
+        engine = Engine(loaded, tokenizer, max_length=length)
+        with mixed(target, number), progress("evaluating", len(judge.tokens.ids), "tokens") as advance:
+            scores[split] = judged(engine, judge, progress=advance)
+        for reason, count in examples.problems.counts.items():
+            note(f"{count:,} x {reason}, as {examples.problems.first[reason][0]}")
+    found_here = described(scores, {"model": name, "data": data, "task": made.name, "dtype": number})
+    if predictions is not None:
+        write_predictions(predictions, splits, scores)
+    if as_json:
+        typer.echo(json.dumps(found_here))
+        return
+    console = Console()
+    console.print(
+        Text(f"{name}: {type(loaded).__name__}, {made.name}", style="bold"),
+        Text(f"{where(target)}, {number}"),
+        sep="\n",
+        soft_wrap=True,
+    )
+    for split, examples in splits.items():
+        console.print(Text(f"{examples.name}: {scores[split].of}"), soft_wrap=True)
+        _print(console, found_here["splits"][split])
+
+
+def _print(console: Console, found: Mapping[str, Any]) -> None:
+    table = Table("", "", "95 % confidence", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, value in found["metrics"].items():
+        low, high = found["intervals"][name]
+        table.add_row(name.replace("_", " "), f"{100 * value:.2f}", f"{100 * low:.2f} to {100 * high:.2f}")
+    console.print(table, highlight=False)
+    if not found["per_class"]:
+        return
+    keys = [key for key in found["per_class"][0] if key != "class"]
+    table = Table("class", *keys, box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in found["per_class"]:
+        cells = (f"{row[key]:,}" if key == "count" else f"{100 * row[key]:.2f}" for key in keys)
+        table.add_row(Text(str(row["class"])), *cells)
+    console.print(table, highlight=False)

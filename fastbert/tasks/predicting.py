@@ -1,0 +1,42 @@
+"""Which engine runs a tuned model, and what is written of its results."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fastbert.errors import InputError
+from fastbert.inference.classifier import Label
+from fastbert.tasks.sequences import MULTI, REGRESSION, THRESHOLD
+
+Record = Callable[[Any], Mapping[str, Any]]
+
+
+def predictor(name: str, config: Any) -> tuple[str, Record, dict[str, Any]]:
+    """The engine's name, from a result to what is written, and the engine's options.
+
+    Raises:
+        InputError: if the model has no head that fastbert has an engine for.
+    """
+    heads: dict[str, tuple[str, Record]] = {
+        "ForSequenceClassification": ("Classifier", _of_label(config.problem_type)),
+        "ForTokenClassification": ("Tagger", lambda entities: {"entities": [asdict(entity) for entity in entities]}),
+        "ForQuestionAnswering": ("Answerer", asdict),
+    }
+    architectures = config.architectures or ()
+    for architecture in architectures:
+        for head, (engine, record) in heads.items():
+            if architecture.endswith(head):
+                return engine, record, {}
+    raise InputError(f"{name} is {' and '.join(architectures) or 'a bare encoder'}: it predicts nothing of a task")
+
+
+def _of_label(problem_type: str | None) -> Record:
+    if problem_type == REGRESSION:
+        return lambda label: {"score": label.score}
+    if problem_type == MULTI:
+        return lambda label: {"labels": _above(label), "scores": label.scores}
+    return asdict
+
+
+def _above(label: Label) -> list[str]:
+    return [name for name, score in label.scores.items() if score >= THRESHOLD]
