@@ -55,9 +55,7 @@ class Spec:
 
 
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
-_MNLI = {
-    split: {"matched": f"{split}_matched", "mismatched": f"{split}_mismatched"} for split in (DEV, TEST)
-}
+_MNLI = {split: {"matched": f"{split}_matched", "mismatched": f"{split}_mismatched"} for split in (DEV, TEST)}
 TASKS = {
     "cola": Spec(
         "CoLA", ("sentence",), "label", ("sentence",), {"0": "unacceptable", "1": "acceptable"}, ("matthews",),
@@ -106,7 +104,8 @@ class GlueTask(SequenceTask):
         self.columns = dict(zip(("--text", "--pair"), spec.texts, strict=False))
         self._label = spec.label
         self.main = spec.figures[0]
-        self._data: Path | str | None = data = given.train or given.dev
+        data = given.train or given.dev
+        self._data: Path | str | None = data
         if data is None or str(data).startswith(PREFIX) or is_saved(Path(data)):
             return
         folder = Path(data)

@@ -37,7 +37,10 @@ def f1_average(labels: Numbers, predicted: Numbers, average: str) -> float:
 
 
 def roc_auc(labels: Numbers, scores: Numbers) -> float:
-    """Of two classes, scores of class 1, (n,); of several the mean of one against the rest, (n, C). NaN without both."""
+    """Of two classes, scores of class 1, (n,); of several, (n, C), the mean of each against the rest.
+
+    NaN where only one class is there.
+    """
     from sklearn.metrics import roc_auc_score
 
     if scores.ndim == 1:

@@ -28,8 +28,7 @@ class Given:
     """What the user says of a task's data; None where nothing is said.
 
     Attributes:
-        train, dev, test: files, folders, or dataset:NAME:SPLIT. GLUE's tasks and others whose data is one folder have it
-            in `train`.
+        train, dev, test: files, folders, or dataset:NAME:SPLIT. Tasks whose data is one folder have it in `train`.
         text, pair, label: columns.
         separator: between the labels of a cell, where a text may have several and the file has no lists.
         labels: the classes, in the order that the model is to have them.
