@@ -28,8 +28,8 @@ from fastbert.data.store import HELD_OUT
 from fastbert.data.vocabulary import load_tokenizer
 from fastbert.training import checkpoints
 from fastbert.training.pretraining import pretrain
-from fastbert.training.recipe import Recipe
 from fastbert.training.pretraining_trainer import PretrainingTrainer
+from fastbert.training.recipe import Recipe
 from tests.pretraining_process import kill_at, shard_on_a_cpu
 from tests.stores import full_disk
 

@@ -23,8 +23,8 @@ from fastbert.data.store import Store
 from fastbert.errors import CommonError, InputError
 from fastbert.training.checkpoints import DRAFTS
 from fastbert.training.plot import plot, read_log
-from fastbert.training.recipe import load_config
 from fastbert.training.pretraining_trainer import PretrainingTrainer
+from fastbert.training.recipe import load_config
 from tests.optional import needs
 from tests.runs import (
     BREAKS,

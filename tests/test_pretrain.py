@@ -32,8 +32,8 @@ from fastbert.kernels import _launch
 from fastbert.training import metrics
 from fastbert.training.plot import plot, read_log
 from fastbert.training.pretraining import pretrain
-from fastbert.training.recipe import Recipe, config_names, load_config
 from fastbert.training.pretraining_trainer import PretrainingTrainer
+from fastbert.training.recipe import Recipe, config_names, load_config
 from tests.optional import needs
 from tests.runs import hold_out
 
