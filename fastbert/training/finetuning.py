@@ -171,8 +171,8 @@ class Finetuning:
             ("task", f"{self.task.name}: {self._labels()}"),
             ("model", f"{tuning.model}: {self._parameters:,} parameters"),
             *(("", words) for words in self._model_notes),
-            ("train", f"{self.train.name}: {counted(len(self.train), 'example')}, {counted(len(lengths), 'sequence')} of"
-                      f" {lengths.mean():.0f} tokens, at most {lengths.max():,}"),
+            ("train", f"{self.train.name}: {counted(len(self.train), 'example')}, {counted(len(lengths), 'sequence')}"
+                      f" of {lengths.mean():.0f} tokens, at most {lengths.max():,}"),
             *((DEV if i == 0 else "", f"{self.dev[name].name}: {counted(len(self.dev[name]), 'example')}")
               for i, name in enumerate(judges)),
             *(("", words) for words in self._notes),
