@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +28,9 @@ from fastbert.data.pretraining import Phase, PretrainingBatches, Sampling
 from fastbert.data.store import Store
 from fastbert.errors import InputError
 from fastbert.training import checkpoints, continued
-from fastbert.training.live import Terminal
+from fastbert.training.live import Terminal, of_pretraining
 from fastbert.training.recipe import load_config
+from fastbert.training.summary import tokens_of_steps
 from tests.corpora import random_store
 from tests.runs import assert_same_weights, hold_out, make_corpus, run
 
@@ -161,7 +163,8 @@ class TestWords:
 class TestTerminal:
     @staticmethod
     def _told(*logs: tuple[int, dict[str, Any]], terminal: bool, rank: int = 0) -> tuple[Terminal, str]:
-        said = Terminal((Phase(32, 500_000), Phase(128, 500_000)), of_tokens=False, words="masked LM")
+        phases = Phase(32, 500_000), Phase(128, 500_000)
+        said = Terminal(of_pretraining("masked LM"), 1_000_000, partial(tokens_of_steps, phases))
         file = io.StringIO()
         said._console = Console(file=file, force_terminal=terminal, width=80)
         state: Any = SimpleNamespace(is_world_process_zero=rank == 0, global_step=0)
