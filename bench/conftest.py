@@ -38,6 +38,7 @@ ORDER = (
     "host",
     "first_step",
     "pretraining",
+    "finetuning",
     "embedding",
     "linear",
     "input",

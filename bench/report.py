@@ -63,7 +63,9 @@ def main(results: Sequence[Path] | None = None, root: Path = ROOT) -> int:
     for path, section, content in (
         (readme, "headline", headline_section(runs, readme.parent)),
         (readme, "inference", inference_section(runs, readme.parent)),
+        (readme, "finetuning", finetuning_section(runs, readme.parent)),
         (readme, "families", table() + "\n"),
+        (performance, "families", family_speeds_section(runs, performance.parent)),
         (performance, "memory", memory_section(runs, performance.parent)),
     ):
         texts[path] = put(texts[path], section, content, path.name)
@@ -138,6 +140,28 @@ def inference_section(runs: dict[Path, Run], base: Path) -> str:
     return f"{shows}\n{_table(header, lines)}\n{' '.join(filter(None, words))}\n"
 
 
+def finetuning_section(runs: dict[Path, Run], base: Path) -> str:
+    """A table of trainings with their evaluation: the latest run of a GPU, or else of a CPU."""
+    path = _latest(runs, lambda run: run.find("finetuning"))
+    if path is None:
+        return ""
+    run, lines = runs[path], []
+    rows = run.find("finetuning")
+    others = sorted({name for row in rows for name in row.timings if name != OURS}, key=FINETUNING.index)
+    for row in rows:
+        case = row.case
+        what = (
+            f"{GLUE.get(case['task'], case['task'])}: {case['steps']} steps of {case['batch']}, then {case['judged']}"
+            f" evaluated, up to {case['S']} tokens"
+        )
+        lines.append([what, rate(row, OURS), *(str(Gain.of(row, OURS, n)) if n in row.timings else "" for n in others)])
+    header = ["training and evaluating", "fastbert", *(f"against {name}" for name in others)]
+    words = f"{MODELS[rows[0].case['model']]}, {rows[0].case['dtype']}; tokens a second, padding not counted."
+    return f"{_table(header, lines)}\n{words} {origin(run, _link(path, base))}\n"
+
+
+GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "squad": "SQuAD 1.1"}
+FINETUNING = ["transformers, padded", "transformers, dynamic padding", "transformers, grouped by length"]
 QUALITY = {"STS-B": "STS-B dev, Spearman", "SST-2": "SST-2 dev, accuracy of a linear probe"}
 PEERS = STOCK, "onnxruntime", "openvino", "nncf", "ctranslate2"
 
@@ -183,6 +207,33 @@ def _latest(runs: Mapping[Path, Run], rows: Callable[[Run], Sequence[Row]]) -> P
     """The file of the latest run of a GPU that has such rows, or else of a CPU."""
     shown = [path for path, run in runs.items() if rows(run)]
     return max(shown, key=lambda path: (runs[path].device == "cuda", runs[path].started), default=None)
+
+
+def family_speeds_section(runs: dict[Path, Run], base: Path) -> str:
+    """How many times as fast each family is as transformers' SDPA: the latest run of a GPU, or else of a CPU."""
+
+    def rows_of(run: Run) -> list[Row]:
+        return [row for row in run.find("model") if " " in row.case["model"] and {OURS, SDPA} <= row.timings.keys()]
+
+    path = _latest(runs, rows_of)
+    if path is None:
+        return ""
+    run, lines = runs[path], []
+    families = list(dict.fromkeys(row.case["model"] for row in rows_of(run)))
+    kinds = [("inference", "wikipedia"), ("training", "wikipedia"), ("inference", "full"), ("training", "full")]
+    for family in families:
+        cells = []
+        for step, lengths in kinds:
+            found = run.find("model", model=family, step=step, lengths=lengths)
+            cells.append("; ".join(str(Gain.of(row, OURS, SDPA)) for row in found if OURS in row.timings))
+        lines.append([family.partition(" ")[2], *cells])
+    header = [
+        "family",
+        *(f"{step}, {'half is padding' if real == 'wikipedia' else 'no padding'}" for step, real in kinds),
+    ]
+    size = MODELS[families[0].split()[0]]
+    words = f"Times as fast as transformers with SDPA, in {size}'s size, masked LM in training, float32."
+    return f"{_table(header, lines)}\n{words} {origin(run, _link(path, base))}\n"
 
 
 def memory_section(runs: dict[Path, Run], base: Path) -> str:
