@@ -1,4 +1,4 @@
-"""python -m bench compare | report | gpu | tune | gelu | serve"""
+"""python -m bench beside | compare | report | gpu | tune | gelu | serve"""
 
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +57,42 @@ def serve(model: str, texts: Path, dtype: str = "fp32", device: Device = HERE) -
     from bench.serving import main
 
     main(model, texts, dtype=dtype, device=device)
+
+
+@app.command()
+def beside(
+    task: str,
+    data: str,
+    model: str | None = None,
+    dev: str | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float = 1e-4,
+    seed: int = 1,
+    train_part: int | None = None,
+    dev_part: int | None = None,
+    what: Annotated[str, typer.Option(help="the data, in words")] = "",
+    results: Annotated[Path, typer.Option(help="a .jsonl that gets a line")] = Path(".out/finetuning.jsonl"),
+) -> None:
+    """A fine-tuning by fastbert and the same one by transformers' Trainer."""
+    from bench.beside import main
+    from fastbert.demo import find_model
+    from fastbert.tasks import registry
+    from fastbert.tasks.task import Given
+    from fastbert.training.tuning import Tuning
+
+    given = Given(train=data, dev=dev)
+    recipe = registry.make(task, given).recipe
+    tuning = Tuning(
+        str(model or find_model()),
+        epochs=epochs or recipe.epochs,
+        batch_size=batch_size or recipe.batch_size,
+        learning_rates=(learning_rate,),
+        seeds=(seed,),
+        log_every=100,
+    )
+    results.parent.mkdir(parents=True, exist_ok=True)
+    main(task, given, tuning, results, (train_part, dev_part), what)
 
 
 @app.command()

@@ -82,7 +82,7 @@ class Setting:
 
     def __init__(self, case: dict[str, Any], device: str, folder: Path) -> None:
         self._case, self._device, self._folder = case, torch.device(device), folder
-        name = find_model()
+        name = str(find_model())
         task = registry.make(case["task"], Given(train=str(texts.DATA / _DATA.get(case["task"], "glue"))))
         (examples,) = task.read(TRAIN).values()
         count = case["steps"] * case["batch"]

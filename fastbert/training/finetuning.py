@@ -266,14 +266,13 @@ class Finetuning:
         with contextlib.closing(terminal), trainer.without_words():
             trains.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         seconds = time.perf_counter() - start
-        if not scores:  # of a run that was killed between its last step and its end
-            evaluate(model)
         trains.save_final(folder / files.MODEL)
         result = {
             "training": training.name,
             **asdict(training),
             "metrics": figures_of(scores),
             "seconds": seconds if checkpoint is None else None,
+            "training_seconds": seconds - trains.paused if checkpoint is None else None,
             "steps": batches.steps,
         }
         with distributed.rank_zero_first(self._world_size, self._rank):

@@ -61,3 +61,8 @@ class FinetuningTrainer(RunTrainer):
             self.log({**{f"eval_{name}": value for name, value in found.items()}, "time": time.time()})
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """But for the last step's, behind which the model itself is written."""
+        if self.state.global_step < self.state.max_steps:
+            super()._save_checkpoint(model, trial)

@@ -98,6 +98,7 @@ class RunTrainer(Trainer, abc.ABC):
         self._saving = False
         self._failure: Exception | None = None
         self._window_step: int | None = None
+        self.paused = 0.0  # seconds of all that was no training
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
@@ -194,7 +195,9 @@ class RunTrainer(Trainer, abc.ABC):
         """For what is no training: it counts in no speed."""
         start = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._paused += seconds
+        self.paused += seconds
 
     def _check_steps(self) -> int:
         """How many steps were left out since the last log. Raises: CommonError, if the run is to stop at one."""
