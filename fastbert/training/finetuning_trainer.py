@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from fastbert.training.trainer import RunTrainer
 
-LABELS = ("labels", "start_positions", "end_positions")
-
 
 class FinetuningTrainer(RunTrainer):
     """Trains on `ShuffledBatches`.
@@ -24,6 +22,7 @@ class FinetuningTrainer(RunTrainer):
 
     _COUNTS = ("weight", "sequences", "tokens")
     _SUMS = ("loss",)
+    _BEGIN = "--model"
 
     def __init__(self, *args: Any, evaluation: Callable[[Any], dict[str, float]], **options: Any) -> None:
         super().__init__(*args, **options)

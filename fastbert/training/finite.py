@@ -12,6 +12,9 @@ from fastbert.errors import CommonError
 from fastbert.training import checkpoints
 
 
+BEGIN = "--init-from"
+
+
 class FiniteSteps:
     """Looks at every step before its update, on the device.
 
@@ -35,16 +38,16 @@ class FiniteSteps:
         getattr(optimizer, "optimizer", optimizer).found_inf = bad.float()  # accelerate wraps it
         return bad
 
-    def error(self, run: Path) -> CommonError:
-        """What to say of the first such step."""
+    def error(self, run: Path, begin: str = BEGIN) -> CommonError:
+        """What to say of the first such step. Args: begin: the option that names a checkpoint to begin with."""
         step, loss, norm = self.first.tolist()
         return CommonError(
             f"step {step:,.0f} is not finite: its loss is {loss:.4g}, its gradient's norm {norm:.4g}. {_kept(run)}:"
-            f" the same command with --non-finite-loss continue leaves such steps out; or {_anew(run)}"
+            f" the same command with --non-finite-loss continue leaves such steps out; or {_anew(run, begin)}"
         )
 
 
-def check_weights(model: nn.Module, step: int, run: Path, world_size: int) -> None:
+def check_weights(model: nn.Module, step: int, run: Path, world_size: int, begin: str = BEGIN) -> None:
     """Raises: CommonError in all processes, if a weight of one is not finite."""
     with torch.no_grad():
         parts = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
@@ -52,7 +55,7 @@ def check_weights(model: nn.Module, step: int, run: Path, world_size: int) -> No
         if world_size > 1:
             dist.all_reduce(bad)
     if bad.item():
-        raise CommonError(f"the weights after step {step:,} are not finite. {_kept(run)}: {_anew(run)}")
+        raise CommonError(f"the weights after step {step:,} are not finite. {_kept(run)}: {_anew(run, begin)}")
 
 
 def _kept(run: Path) -> str:
@@ -60,7 +63,7 @@ def _kept(run: Path) -> str:
     return "Nothing was saved before" if last is None else f"{last} was saved before, and nothing after"
 
 
-def _anew(run: Path) -> str:
+def _anew(run: Path, begin: str) -> str:
     last = checkpoints.last_checkpoint(run)
-    other = "" if last is None else f", with --init-from {last}"
+    other = "" if last is None else f", with {begin} {last}"
     return f"begin another run{other} and a lower --learning-rate"

@@ -20,7 +20,7 @@ from fastbert.data.store import write_json
 from fastbert.errors import InputError
 from fastbert.terminal import note
 from fastbert.training import checkpoints, files, metrics
-from fastbert.training.finite import FiniteSteps, check_weights
+from fastbert.training.finite import BEGIN, FiniteSteps, check_weights
 
 
 def arguments(output: Path, on_cpu: bool, **options: Any) -> TrainingArguments:
@@ -80,10 +80,12 @@ class RunTrainer(Trainer, abc.ABC):
     Attributes:
         _COUNTS: of batches, what `_count` counts of each; summed over a step, and between logs.
         _SUMS: of finite steps: what `compute_loss` adds to `_step`. The first is the loss.
+        _BEGIN: the command's option that names a checkpoint to begin with.
     """
 
     _COUNTS: ClassVar[Sequence[str]]
     _SUMS: ClassVar[Sequence[str]]
+    _BEGIN: ClassVar[str] = BEGIN
 
     def __init__(self, *args: Any, batches: Batches, keep: int, stop: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -203,7 +205,7 @@ class RunTrainer(Trainer, abc.ABC):
         """How many steps were left out since the last log. Raises: CommonError, if the run is to stop at one."""
         bad = int(self._bad.item())
         if bad and self._stop:
-            raise self._finite.error(self._run)
+            raise self._finite.error(self._run, self._BEGIN)
         return bad
 
     def _measured(self) -> dict[str, Any]:
@@ -245,7 +247,7 @@ class RunTrainer(Trainer, abc.ABC):
 
     def _save_whole(self, model: nn.Module, trial: Any) -> None:
         self._check_steps()
-        check_weights(model, self.state.global_step, self._run, self.args.world_size)
+        check_weights(model, self.state.global_step, self._run, self.args.world_size, self._BEGIN)
         name = f"checkpoint-{self.state.global_step}"
         draft = self._run / checkpoints.DRAFTS / name
         self._saving = True
@@ -317,7 +319,7 @@ class RunTrainer(Trainer, abc.ABC):
 
     def _save_model(self, target: Path, about: Mapping[str, Any] | None = None) -> None:
         assert isinstance(self.model, nn.Module)
-        check_weights(self.model, self.state.global_step, self._run, self.args.world_size)
+        check_weights(self.model, self.state.global_step, self._run, self.args.world_size, self._BEGIN)
         name = "the model" if about is None else "the best model"
         draft = self._run / checkpoints.DRAFTS / target.name
         self.save_model(str(draft), _internal_call=True)
