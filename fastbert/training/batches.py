@@ -48,6 +48,7 @@ class ShuffledBatches:
         self.steps = max(1, round(epochs * self.steps_an_epoch))
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._first = 0
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None  # of an epoch
 
     def state_dict(self, step: int) -> dict[str, int]:
         """Where a step begins; the order needs no more."""
@@ -76,5 +77,7 @@ class ShuffledBatches:
     def items(self, step: int) -> npt.NDArray[np.int64]:
         """Those of a step, over all processes."""
         epoch, step = divmod(step, self.steps_an_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self.features))
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self.features))
+        order = self._order[1]
         return order[step * self.batch_size : (step + 1) * self.batch_size]

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from fastbert.errors import CommonError
 from fastbert.training import checkpoints
 
-
 BEGIN = "--init-from"
 
 
