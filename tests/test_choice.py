@@ -118,6 +118,22 @@ class TestFiles:
         assert read("swag", train=f"{prefix}{tmp_path}/one").labels == [2, 2]
         assert registry.make("swag", Given(train=f"{prefix}{tmp_path}/one")).read(DEV) == {}
 
+    @pytest.mark.parametrize(
+        ("name", "data", "expected"),
+        [
+            ("swag", "dataset:allenai/swag", "dataset:allenai/swag:regular:validation"),
+            ("swag", "dataset:allenai/swag@v1:full:validation", None),
+            ("hellaswag", "dataset:Rowan/hellaswag@v1", "dataset:Rowan/hellaswag@v1:validation"),
+            ("choice", "dataset:me/questions", "dataset:me/questions:validation"),
+            ("choice", "own.jsonl", None),
+        ],
+    )
+    def test_what_is_judged_on_where_only_one_place_is_given(self, name: str, data: str, expected: str | None) -> None:
+        task = registry.make(name, Given(train=data))
+        assert isinstance(task, ChoiceTask)
+        assert task._source(DEV) == expected
+        assert task._source(TRAIN) == (data if expected is None else expected.replace("validation", "train"))
+
     @pytest.mark.parametrize("labels", [[2, "0"], ["C", "a"], ["big trees", "dogs"], [2.0, 0]], ids=str)
     def test_labels_of_ones_own_file(self, labels: list[Any], tmp_path: Path) -> None:
         rows = [{"text": "t", "choices": ["dogs", "cats", "big trees"], "label": label} for label in labels]

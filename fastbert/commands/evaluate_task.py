@@ -83,7 +83,8 @@ def evaluate_task(
         raise InputError(f"{data} has no dev data of {made.name}")
     if not all(examples.labelled for examples in splits.values()):
         raise InputError(f"{data} has no labels: `fastbert predict` writes what the model says")
-    loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=())).to(target)
+    loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=()))
+    loaded.to(target)
     tokenizer = load_tokenizer(name)
     length = length_of(max_length or about.get("max_length"), made, loaded, tokenizer)
     stride = about.get("doc_stride", Tokenizing.doc_stride)

@@ -45,8 +45,10 @@ class Examples:
     def select(self, rows: Iterable[int]) -> "Examples":
         """These alone, in this order; what was left out is counted no more."""
         rows = list(rows)
-        kept = ([values[i] for i in rows] for values in (self.inputs, self.labels, self.places, self.ids))
-        return Examples(self.name, *kept)
+        inputs, labels, places, ids = (
+            [values[i] for i in rows] for values in (self.inputs, self.labels, self.places, self.ids)
+        )
+        return Examples(self.name, inputs, labels, places, ids)
 
     @property
     def labelled(self) -> bool:

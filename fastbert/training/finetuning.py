@@ -354,7 +354,7 @@ def length_of(given: int | None, task: Task, model: Any, tokenizer: Any) -> int:
 
 def figures_of(scores: Mapping[str, Scores]) -> dict[str, float]:
     """Of all dev splits, by the names that they have in a log; the first one's without a prefix."""
-    found = {}
+    found: dict[str, float] = {}
     for i, (name, score) in enumerate(scores.items()):
         prefix = "" if i == 0 else f"{name}_"
         found |= {f"{prefix}{key}": value for key, value in score.metrics.items()}
