@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastbert.families._base import FellBack as FellBack
     from fastbert.inference.answerer import Answerer as Answerer
+    from fastbert.inference.chooser import Chooser as Chooser
     from fastbert.inference.classifier import Classifier as Classifier
     from fastbert.inference.embedder import Embedder as Embedder
     from fastbert.inference.graphs import Graphs as Graphs
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Answerer": "inference.answerer",
+    "Chooser": "inference.chooser",
     "Classifier": "inference.classifier",
     "Embedder": "inference.embedder",
     "FellBack": "families._base",

@@ -190,8 +190,9 @@ def outermost(model: nn.Module) -> PreTrainedModel:
     known = tuple(fast for fast in CLASSES.values() if issubclass(fast, PreTrainedModel))
     for module in model.modules():
         if isinstance(module, known):
-            choices = "MultipleChoice" in type(module).__name__  # batches are (B, choices, L); the head has no kernels
-            return cast(PreTrainedModel, module.base_model if choices else module)
+            reads = getattr(module, "_reads", None)
+            packed = reads is None or reads() in (None, "first")  # ELECTRA's summary of all tokens has no kernels
+            return cast(PreTrainedModel, module if packed else module.base_model)
     raise ValueError(f"{type(model).__name__} is not patched")
 
 

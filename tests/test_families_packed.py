@@ -17,6 +17,7 @@ from tests.families import (
     IN_FULL,
     LENGTHS,
     LIKE_ROBERTA,
+    SMOKE,
     both,
     dropping,
     pack,
@@ -59,16 +60,62 @@ def _sum(output: Any, mask: Tensor) -> Tensor:
     return loss if pooled is None else loss + pooled.square().sum()
 
 
-@pytest.mark.parametrize("name", [name for name in IN_FULL if head_of(name) == "ForMultipleChoice"])
-def test_choices_equal_padded(name: str) -> None:
-    """A row of logits for each sequence."""
-    stock, fast = both(name, strict=True)
+CHOICES = ["BertForMultipleChoice", *(name for name in (*IN_FULL, *SMOKE) if head_of(name) == "ForMultipleChoice")]
+
+
+def _questions(name: str) -> tuple[dict[str, Any], dict[str, Any], Tensor]:
+    """Two of two choices, packed and (B, C, L), and labels."""
     packed, padded = packed_and_padded(name)
+    labels = torch.tensor([1, 0])
     del packed["labels"], padded["labels"]
-    expected = stock(**{key: t[:, None] for key, t in padded.items()}).logits
-    packed["input_ids"] = packed["input_ids"][:, None]
-    torch.testing.assert_close(fast(**packed).logits, expected, atol=1e-5, rtol=1e-5)
-    assert expected.shape == (len(LENGTHS), 1)
+    return packed, {key: t.view(2, 2, -1) for key, t in padded.items()}, labels
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_equal_padded(name: str, training: bool) -> None:
+    stock, fast = (model.train(training) for model in both(name, strict=True))
+    packed, padded, labels = _questions(name)
+    expected, actual = stock(**padded, labels=labels), fast(**packed, labels=labels)
+    assert list(actual) == list(expected) == ["loss", "logits"]
+    assert actual.logits.shape == (2, 2)
+    for key in expected:
+        torch.testing.assert_close(actual[key], expected[key], atol=1e-5, rtol=1e-5)
+    for output in (expected, actual):
+        output.loss.backward()
+    assert_gradients_close(fast, stock)
+    rows = fast(**packed).logits
+    torch.testing.assert_close(rows, expected.logits.view(4, 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_losses_of_choices_are_shares_of_an_accumulated_mean(name: str) -> None:
+    packed, _, labels = _questions(name)
+    _, fast = both(name, strict=True)
+    mean, share = (fast(**packed, labels=labels, **more).loss for more in ({}, {"num_items_in_batch": 8}))
+    torch.testing.assert_close(share, mean * 2 / 8)
+
+
+def test_choices_as_they_may_come() -> None:
+    """In one more dimension, as vectors, without a dictionary."""
+    _, fast = both("BertForMultipleChoice", strict=True)
+    packed, _, labels = _questions("BertForMultipleChoice")
+    expected = fast(**packed, labels=labels).logits
+    vectors = {**packed, "inputs_embeds": fast.get_input_embeddings()(packed["input_ids"])}
+    del vectors["input_ids"]
+    for given in ({**packed, "input_ids": packed["input_ids"][:, None]}, vectors):
+        torch.testing.assert_close(fast(**given, labels=labels).logits, expected)
+    loss, logits = fast(**packed, labels=labels, return_dict=False)
+    torch.testing.assert_close(logits, expected)
+    assert loss.shape == ()
+    assert [t.shape for t in fast(**packed, return_dict=False)] == [(4, 1)]
+
+
+@pytest.mark.parametrize("labels", [0, 3])
+def test_choices_must_be_a_multiple_of_the_labels(labels: int) -> None:
+    packed, _, _ = _questions("BertForMultipleChoice")
+    with pytest.raises(ValueError, match=f"4 packed sequences are no multiple of {labels} labels"):
+        both("BertForMultipleChoice")[1](**packed, labels=torch.zeros(labels, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("summary_type", ["first", "last", "mean"])
@@ -82,7 +129,6 @@ def test_electras_summary_of_all_tokens_falls_back_where_it_reads_padding(summar
         expected, actual = (m(**inputs, **more).logits for m in (stock, fast))
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
         assert fastbert.report(fast).fallbacks.total() == (fell_back and bool(more))
-    packed["input_ids"] = packed["input_ids"][:, None]
     if fell_back:
         with pytest.raises(ValueError, match=r"packed batch .* must: sequence_summary reads padding"):
             fast(**packed)

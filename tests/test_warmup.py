@@ -25,7 +25,7 @@ import fastbert
 from fastbert import warmup
 from fastbert.kernels import _launch, _product, cross_entropy
 from tests.launches import Launches, on_a_gpu, packed_batch, padded_batch, random_lengths
-from tests.models import tiny_config
+from tests.models import config_of
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
@@ -40,7 +40,7 @@ DEEP = 11  # layers: of the streams 2 + 3 i of LayerNorms after an attention, 16
 def make_model(kind: str = "BertForPreTraining", dtype: torch.dtype = torch.bfloat16, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     sizes = {**SIZES, "num_hidden_layers": 2, "max_position_embeddings": LONGEST, **changes}
-    return getattr(fastbert, kind)(tiny_config(**sizes)).to(dtype)
+    return getattr(fastbert, kind)(config_of(kind, **sizes)).to(dtype)
 
 
 def step(model: nn.Module, draw: random.Random, longest: int) -> None:
@@ -48,7 +48,9 @@ def step(model: nn.Module, draw: random.Random, longest: int) -> None:
     seqlens = random_lengths(draw, longest, max(longest, 1024))
     words = isinstance(model, fastbert.BertForPreTraining | fastbert.BertForMaskedLM | fastbert.BertLMHeadModel)
     batch = packed_batch(draw, seqlens, VOCABULARY, labels=model.training and words)
-    if isinstance(model, fastbert.BertForMultipleChoice) or (not model.training and draw.random() < 0.3):
+    choices = type(model).__name__.endswith("ForMultipleChoice")
+    padded = (choices or not model.training) and draw.random() < 0.3
+    if padded:
         batch = padded_batch(draw, seqlens, VOCABULARY)
     elif isinstance(model, fastbert.BertLMHeadModel):
         batch["shift_labels"] = batch.pop("labels")
@@ -56,8 +58,8 @@ def step(model: nn.Module, draw: random.Random, longest: int) -> None:
         batch["next_sentence_label"] = torch.zeros(len(seqlens), dtype=torch.int64)
     elif isinstance(model, fastbert.BertForTokenClassification):
         batch["labels"] = batch["input_ids"] % 3
-    if isinstance(model, fastbert.BertForMultipleChoice):
-        batch = {name: t[:, None] for name, t in batch.items()}
+    if choices:
+        batch = {name: t[:, None] for name, t in batch.items()} if padded else batch
         batch["labels"] = torch.zeros(len(seqlens), dtype=torch.int64)
     with torch.set_grad_enabled(model.training):
         output = model(**batch)
@@ -181,6 +183,9 @@ CASES: list[Any] = [
     pytest.param("BertLMHeadModel", True, {"is_decoder": True}, (9, 0), id="left-to-right"),
     pytest.param("BertForTokenClassification", True, {"dtype": torch.float32}, (9, 0), id="token-classification"),
     pytest.param("BertForMultipleChoice", True, {}, (9, 0), id="multiple-choice"),
+    pytest.param("BertForMultipleChoice", False, {}, (9, 0), id="inference-multiple-choice"),
+    pytest.param("ElectraForMultipleChoice", True, {}, (9, 0), id="electra-multiple-choice"),
+    pytest.param("ElectraForMultipleChoice", False, {}, (9, 0), id="inference-electra-multiple-choice"),
     pytest.param("BertModel", False, {"hidden_size": 40}, (9, 0), id="inference-odd-sizes"),
     pytest.param("BertForMaskedLM", False, {}, (10, 0), id="inference-masked-lm"),
 ]

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastbert.commands.evaluate_task import (
+    ChoicesOption,
     LabelOption,
     PairOption,
     PredictionsOption,
@@ -50,6 +51,7 @@ def evaluate(
     task: TaskOption = None,
     text: TextOption = None,
     pair: PairOption = None,
+    choices: ChoicesOption = None,
     label: LabelOption = None,
     predictions: PredictionsOption = None,
     sequences: Annotated[int, typer.Option(min=1, help="To evaluate on, at most.")] = 1024,
@@ -68,7 +70,7 @@ def evaluate(
     Of a task: its figures with where they are with 95 % confidence, and those of each class. Else sequences and masks
     are always the same ones, those of the evaluations of `fastbert pretrain`.
     """
-    columns = {"text": text, "pair": pair, "label": label}
+    columns = {"text": text, "pair": pair, "choices": choices, "label": label}
     if task is not None or is_tuned(model):
         evaluate_task(model, data, task, columns, max_length, dtype, device, predictions, as_json)
         return

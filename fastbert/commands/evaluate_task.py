@@ -22,6 +22,12 @@ TextOption = Annotated[str | None, typer.Option(help="The column with the texts.
 PairOption = Annotated[
     str | None, typer.Option(help="The column with the second text of each row.", show_default="as it was tuned")
 ]
+ChoicesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The column with a list of choices, or the columns, with commas between.", show_default="as it was tuned"
+    ),
+]
 LabelOption = Annotated[str | None, typer.Option(help="The column with the labels.", show_default="as it was tuned")]
 PredictionsOption = Annotated[Path | None, typer.Option(help="A .jsonl file to write every prediction to.")]
 _TASK_FILE = "fastbert_task.json"
@@ -58,14 +64,15 @@ def evaluate_task(
     from fastbert.inference.loading import load_model, load_tokenizer
     from fastbert.tasks import registry
     from fastbert.tasks.features import Tokenizing
-    from fastbert.tasks.task import DEV, Given
+    from fastbert.tasks.task import DEV, Given, columns_of
     from fastbert.training.finetuning import described, length_of, write_predictions
     from fastbert.training.judging import judged, mixed
 
     name = str(_folder(model))
     name = name if Path(name).exists() else model
     target = torch_device(device)
-    given = Given(dev=data, **columns)
+    said: dict[str, Any] = {**columns, "choices": columns_of(columns["choices"])}
+    given = Given(dev=data, **said)
     found = registry.load(name, given)
     if task is not None and (found is None or found[0].name != task):
         found = registry.make(task, given), {}
@@ -76,7 +83,8 @@ def evaluate_task(
         raise InputError(f"{data} has no dev data of {made.name}")
     if not all(examples.labelled for examples in splits.values()):
         raise InputError(f"{data} has no labels: `fastbert predict` writes what the model says")
-    loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=())).to(target)
+    loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=()))
+    loaded.to(target)
     tokenizer = load_tokenizer(name)
     length = length_of(max_length or about.get("max_length"), made, loaded, tokenizer)
     stride = about.get("doc_stride", Tokenizing.doc_stride)

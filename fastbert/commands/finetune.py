@@ -35,6 +35,13 @@ def finetune(
     ] = None,
     text: Annotated[str | None, typer.Option(help="The column with the texts.", show_default="text")] = None,
     pair: Annotated[str | None, typer.Option(help="The column with the second text of each row.")] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            help="The column with a list of choices, or the columns, with commas between (choice).",
+            show_default="choices",
+        ),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="The column with the labels.", show_default="label")] = None,
     labels: Annotated[
         str | None,
@@ -101,7 +108,7 @@ def finetune(
     import torch
 
     from fastbert.tasks import registry
-    from fastbert.tasks.task import Given
+    from fastbert.tasks.task import Given, columns_of
     from fastbert.training import reporting
     from fastbert.training.finetuning import Finetuning
     from fastbert.training.tuning import Tuning
@@ -109,7 +116,16 @@ def finetune(
     target = None if device is None else torch_device(device)
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     names = None if labels is None else tuple(name.strip() for name in labels.split(","))
-    given = Given(train=data, dev=dev, text=text, pair=pair, label=label, separator=separator, labels=names)
+    given = Given(
+        train=data,
+        dev=dev,
+        text=text,
+        pair=pair,
+        choices=columns_of(choices),
+        label=label,
+        separator=separator,
+        labels=names,
+    )
     made = registry.make(task, given)
     recipe = made.recipe
     rates = [recipe.learning_rate] if learning_rate is None else numbers("--learning-rate", learning_rate)

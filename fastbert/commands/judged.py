@@ -20,7 +20,7 @@ from fastbert.commands.streamed import (
 )
 
 if TYPE_CHECKING:
-    from fastbert.inference.inputs import Row
+    from fastbert.inference.inputs import Row, Texts
 
 JsonLinesOption = Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file, an object for each row.")]
 PairsArgument = Annotated[
@@ -56,6 +56,7 @@ class Shared:
         *,
         suffixes: Sequence[str] = (".jsonl",),
         column: str = "",
+        texts: "Texts | None" = None,
         **options: Any,
     ) -> None:
         """Run a file through an engine into another one.
@@ -65,6 +66,7 @@ class Shared:
             keys: columns with the texts, by the options that name them.
             record: what a row of .jsonl has for a result, besides the id.
             suffixes, column: of `formats.format_of`.
+            texts: of `Rows`.
             options: of the engine.
 
         Raises:
@@ -78,7 +80,7 @@ class Shared:
             return {"id": row.id, **record(result)}
 
         form = format_of(output, suffixes, record=whole, column=column)
-        rows = Rows(path, keys, self.id_key, self.format)
+        rows = Rows(path, keys, self.id_key, self.format, texts)
         run = StreamedRun(rows, output, form, resume=self.resume, force=self.force, window=self.window)
         if run.finished:
             return

@@ -21,6 +21,13 @@ def predict(
     pair: Annotated[
         str | None, typer.Option(help="The column with the second text of each row.", show_default="as it was tuned")
     ] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            help="The column with a list of choices, or the columns, with commas between.",
+            show_default="as it was tuned",
+        ),
+    ] = None,
     shared: Shared,
 ) -> None:
     """Labels, numbers, entities, answers or choices, with their probabilities: what the model was tuned for.
@@ -30,14 +37,18 @@ def predict(
     from fastbert.inference.loading import load_config
     from fastbert.tasks import registry
     from fastbert.tasks.predicting import predictor
-    from fastbert.tasks.task import Given
+    from fastbert.tasks.task import Given, columns_of
 
-    found = registry.load(model, Given(text=text, pair=pair))
+    given = Given(text=text, pair=pair, choices=columns_of(choices))
+    found = registry.load(model, given)
     engine, record, options = predictor(model, load_config(model))
-    columns = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair})
+    columns, of_row = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair}), None
+    if found is None and engine == "Chooser":
+        found = registry.make("choice", given), {"max_length": None}
     if found is not None:
         task, about = found
-        columns = dict(task.columns) or columns
+        if task.columns:
+            columns, of_row = dict(task.columns), task.texts
         if shared.max_length is None:
             shared = replace(shared, max_length=about["max_length"])
-    shared.run(engine, model, texts, columns, output, record, **options)
+    shared.run(engine, model, texts, columns, output, record, texts=of_row, **options)

@@ -1,12 +1,14 @@
 """Heads for tokens, answers and sequences, of every family, on packed hidden states.
 
-Dimension key:  B batch   L padded length   T packed tokens
+Dimension key:  B batch   C choices   L padded length   T packed tokens
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import (
+    MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     TokenClassifierOutput,
 )
@@ -112,13 +114,17 @@ class SequenceHead(HeadRole):
         """Which hidden states: "first", or of all the part that reads them; None for all."""
         return "first" if not self.training and self.device.type == "cpu" else None
 
+    def _call(self, plain: Callable[..., Any], **kwargs: Any) -> Any:
+        """transformers' forward."""
+        return plain(self, **kwargs)
+
     @classmethod
     def members(cls, stock: Any) -> dict[str, Any]:
         plain = _losses.honour_num_items(stock)
 
         def packed(self: Any, **kwargs: Any) -> Any:
             reads = self._reads()
-            return plain(self, **({} if reads is None else {"_reads": reads}), **kwargs)
+            return self._call(plain, **({} if reads is None else {"_reads": reads}), **kwargs)
 
         return {"forward": _base.head_forward(stock, packed)}
 
@@ -132,10 +138,54 @@ class FirstTokenHead(SequenceHead):
         return "first"
 
 
+class OfChoices(SequenceHead):
+    """Mixed into heads of multiple choice, whose padded batches are (B, C, L).
+
+    A packed batch is (1, T) as everywhere, of B C sequences: the C choices of a question one after the other.
+    """
+
+    def _call(self, plain: Callable[..., Any], **kwargs: Any) -> Any:
+        if kwargs.get("cu_seq_lens_q") is None:
+            return super()._call(plain, **kwargs)
+        return self._call_packed(plain, **kwargs)
+
+    @can_return_tuple
+    def _call_packed(
+        self,
+        plain: Callable[..., Any],
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits are (B, C) where there are labels, (B,); else C is not known, and they are (B C, 1)."""
+        num_items, sequences = kwargs.pop("num_items_in_batch", None), kwargs["cu_seq_lens_q"].shape[0] - 1
+        if labels is not None and (labels.numel() == 0 or sequences % labels.numel()):
+            raise ValueError(f"{sequences} packed sequences are no multiple of {labels.numel()} labels, one a question")
+        if input_ids is not None and input_ids.ndim == 2:
+            input_ids = input_ids[:, None]
+        if inputs_embeds is not None and inputs_embeds.ndim == 3:
+            inputs_embeds = inputs_embeds[:, None]
+        output = plain(self, input_ids=input_ids, inputs_embeds=inputs_embeds, return_dict=True, **kwargs)
+        if labels is None:
+            return output
+        logits = output.logits.view(labels.numel(), -1)
+        return MultipleChoiceModelOutput(
+            loss=_losses.cross_entropy(logits, labels, num_items),
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class FirstTokenChoices(OfChoices, FirstTokenHead):
+    """One that reads each choice's first hidden state."""
+
+
 HEADS: dict[str, type[Role]] = {
     "ForNextSentencePrediction": SequenceHead,
     "ForSequenceClassification": SequenceHead,
-    "ForMultipleChoice": SequenceHead,
+    "ForMultipleChoice": OfChoices,
     "ForTokenClassification": TokenClassification,
     "ForQuestionAnswering": QuestionAnswering,
 }

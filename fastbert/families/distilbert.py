@@ -138,6 +138,12 @@ class FirstTokenHead(_heads.FirstTokenHead):
     parts = _heads.SequenceHead.parts
 
 
+class FirstTokenChoices(_heads.FirstTokenChoices):
+    """The same, of each choice."""
+
+    parts = _heads.SequenceHead.parts
+
+
 class QuestionAnswering(_heads.QuestionAnswering):
     """With a dropout before its product."""
 
@@ -159,7 +165,7 @@ globals().update(
             "DistilBertModel": BaseModel,
             "DistilBertForMaskedLM": MaskedLM,
             "DistilBertForSequenceClassification": FirstTokenHead,
-            "DistilBertForMultipleChoice": FirstTokenHead,
+            "DistilBertForMultipleChoice": FirstTokenChoices,
             "DistilBertForTokenClassification": _heads.TokenClassification,
             "DistilBertForQuestionAnswering": QuestionAnswering,
         },

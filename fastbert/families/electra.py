@@ -106,7 +106,7 @@ class SequenceSummary(Role):
     """transformers' own."""
 
 
-class MultipleChoice(_heads.FirstTokenHead):
+class MultipleChoice(_heads.FirstTokenChoices):
     """Its summary may be of other tokens than the first."""
 
     parts: ClassVar[Parts] = {**_heads.SequenceHead.parts, "sequence_summary": container(SequenceSummary)}

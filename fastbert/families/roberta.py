@@ -60,7 +60,7 @@ ROLES: dict[str, type[Role]] = {
     "ForMaskedLM": MaskedLM,
     "ForCausalLM": CausalLM,
     "ForSequenceClassification": _heads.FirstTokenHead,
-    "ForMultipleChoice": _heads.SequenceHead,
+    "ForMultipleChoice": _heads.OfChoices,
     "ForTokenClassification": _heads.TokenClassification,
     "ForQuestionAnswering": _heads.QuestionAnswering,
 }

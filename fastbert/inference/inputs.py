@@ -1,29 +1,32 @@
 """Rows of texts from a file or stdin, one for each that is there, in order, whatever is wrong with it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from fastbert.data.documents import Problems
 from fastbert.data.records import Records
 from fastbert.inference.stream import Item
 
 TEXT_KEYS = {"--text-key": "text"}
+Texts = Callable[[Mapping[str, Any], str, Problems], tuple[Any, ...]]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_UTF8 = "not UTF-8 (read with \ufffd for what is not)"
 
 
 class Row(NamedTuple):
-    """Attributes: id: what stands at the id key, or the number of the row, from 0.  texts: one for each key."""
+    """Attributes: id: what stands at the id key, or the number of the row, from 0.  texts: one for each key, or what
+    `Rows` was told to make of them.
+    """
 
     id: Any
-    texts: tuple[str, ...]
+    texts: tuple[Any, ...]
 
     @property
     def item(self) -> Item:
         """What an engine takes: a text, or several."""
-        return self.texts[0] if len(self.texts) == 1 else self.texts
+        return cast(Item, self.texts[0]) if len(self.texts) == 1 else self.texts
 
 
 class Rows:
@@ -37,6 +40,7 @@ class Rows:
         keys: columns with the texts, by the options that name them. A text file has one.
         id_key: the column with the ids.
         format: as in `Records`.
+        texts: from a record, its place and where problems are counted to what an engine takes; of {} something, too.
 
     Attributes:
         name, size, number, read, problems: of `Records`.
@@ -51,8 +55,10 @@ class Rows:
         keys: Mapping[str, str] = TEXT_KEYS,
         id_key: str | None = None,
         format: str | None = None,
+        texts: Texts | None = None,
     ) -> None:
         self.keys, self.id_key = dict(keys), id_key
+        self._texts = self._of_keys if texts is None else texts
         self._records = Records(path, self.keys if id_key is None else {**self.keys, "--id-key": id_key}, format)
         self.name, self.size = self._records.name, self._records.size
         if self._records.can_be_read_again:
@@ -81,14 +87,17 @@ class Rows:
 
     def _row(self, number: int, record: Mapping[str, Any] | None, where: str) -> Row:
         if record is None:
-            return Row(None if self.id_key else number, ("",) * len(self.keys))
-        texts = tuple(as_text(record, key, where, self.problems) for key in self.keys.values())
+            return Row(None if self.id_key else number, self._texts({}, where, Problems()))
+        texts = self._texts(record, where, self.problems)
         if self.id_key is None:
             return Row(number, texts)
         name = record.get(self.id_key)
         if name is None:
             self.problems.add(f"no id at {self.id_key!r}", where)
         return Row(name, texts)
+
+    def _of_keys(self, record: Mapping[str, Any], where: str, problems: Problems) -> tuple[str, ...]:
+        return tuple(as_text(record, key, where, problems) for key in self.keys.values())
 
 
 def as_text(record: Mapping[str, Any], key: str, where: str, problems: Problems) -> str:

@@ -16,7 +16,7 @@ _AHEAD = 2
 _SECONDS_TO_END = 1.0  # that a thread gets which may wait for a pipe
 
 Row = TypeVar("Row")
-Item = str | tuple[str, ...]
+Item = str | tuple[Any, ...]  # a text, or several, or a text and several others
 
 
 class Streamed(Protocol):
@@ -98,7 +98,7 @@ class Stream(Generic[Row]):
                     raise got
                 rows, tokens = got
                 results = self._engine.results(tokens, self._advance(len(rows), tokens))
-                empty = sum(not "".join(self._item(row)).strip() for row in rows)
+                empty = sum(not _whole(self._item(row)).strip() for row in rows)
                 yield Window(rows, tokens, results, empty)
                 del got, rows, tokens, results  # not kept while the next one is waited for
         finally:
@@ -139,9 +139,14 @@ class Stream(Generic[Row]):
         for row in self._rows:
             item = self._item(row)
             rows.append(row)
-            size += len(item) if isinstance(item, str) else sum(map(len, item))
+            size += len(_whole(item))
             if len(rows) == self._window or size >= _LONGEST_WINDOW:
                 yield rows
                 rows, size = [], 0
         if rows:
             yield rows
+
+
+def _whole(item: Any) -> str:
+    """All its texts."""
+    return item if isinstance(item, str) else "".join(map(_whole, item))

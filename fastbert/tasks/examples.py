@@ -10,6 +10,8 @@ from fastbert.data.documents import Problems
 from fastbert.data.records import Records
 from fastbert.errors import InputError
 
+EMPTY = "an empty text (kept)"
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -43,8 +45,10 @@ class Examples:
     def select(self, rows: Iterable[int]) -> "Examples":
         """These alone, in this order; what was left out is counted no more."""
         rows = list(rows)
-        kept = ([values[i] for i in rows] for values in (self.inputs, self.labels, self.places, self.ids))
-        return Examples(self.name, *kept)
+        inputs, labels, places, ids = (
+            [values[i] for i in rows] for values in (self.inputs, self.labels, self.places, self.ids)
+        )
+        return Examples(self.name, inputs, labels, places, ids)
 
     @property
     def labelled(self) -> bool:
@@ -90,4 +94,13 @@ def _read(records: Records, problems: Problems) -> Iterator[tuple[str, Mapping[s
 
 def is_missing(value: Any) -> bool:
     """Whether a cell has nothing in it."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def name_of(value: Any) -> str:
+    """A label as it is written; 1.0, which tables with empty cells make of 1, is 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()

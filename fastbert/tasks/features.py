@@ -45,7 +45,8 @@ class Features:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(I,) tokens of each item."""
-        return self.tokens.lengths.reshape(-1, self.group).sum(1)
+        lengths: npt.NDArray[np.int64] = self.tokens.lengths.reshape(-1, self.group).sum(1)
+        return lengths
 
     def batch(self, items: npt.NDArray[np.int64]) -> Batch:
         """These items, packed: what a model of fastbert's takes."""
@@ -128,13 +129,15 @@ class Features:
         group, per_token = int(known["group"]), known["per_token"] == "1"
 
         def flat(name: str) -> npt.NDArray[Any]:
-            return columns[name].flatten().to_numpy(zero_copy_only=False)
+            values: npt.NDArray[Any] = columns[name].flatten().to_numpy(zero_copy_only=False)
+            return values
 
         def of_items(name: str) -> npt.NDArray[Any]:
-            values = columns[name]
-            if pyarrow.types.is_fixed_size_list(values.type):
-                return flat(name).reshape(len(values), -1)[::group]
-            return values.to_numpy(zero_copy_only=False)[::group]
+            column = columns[name]
+            if pyarrow.types.is_fixed_size_list(column.type):
+                return flat(name).reshape(len(column), -1)[::group]
+            values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
+            return values[::group]
 
         lengths = np.diff(columns["input_ids"].offsets.to_numpy()).astype(np.int64)
         types = flat("token_type_ids") if "token_type_ids" in columns else None

@@ -20,7 +20,7 @@ from fastbert.data.records import Records
 from fastbert.data.sources import File, find
 from fastbert.errors import InputError
 from fastbert.tasks import metrics
-from fastbert.tasks.examples import Examples
+from fastbert.tasks.examples import EMPTY, Examples
 from fastbert.tasks.scores import Scores
 from fastbert.tasks.sequences import REGRESSION, SINGLE, SequenceTask
 from fastbert.tasks.task import DEV, TEST, TRAIN, Given, Recipe, head_of
@@ -40,7 +40,6 @@ class Spec:
         classes: by what the files call them, in `datasets`' order; empty for a number.
         figures: what it is judged by; the first is what models are chosen by.
         header: columns of train and dev, which lack them.
-        submits: what is submitted: the file's own label, or its class in words.
         parts: names of its files for a split that is in several, by what each is called here.
     """
 
@@ -104,6 +103,8 @@ class GlueTask(SequenceTask):
         self.columns = dict(zip(("--text", "--pair"), spec.texts, strict=False))
         self._label = spec.label
         self.main = spec.figures[0]
+        if given.train is not None and given.dev is not None:
+            raise InputError(f"--dev is no option of {name}, whose folder has its own")
         data = given.train or given.dev
         self._data: Path | str | None = data
         if data is None or str(data).startswith(PREFIX) or is_saved(Path(data)):
@@ -136,7 +137,8 @@ class GlueTask(SequenceTask):
         wanted = (*spec.texts, *(() if split == TEST else (spec.label,)))
         for place, cells in unquoted_rows(path, header, wanted, examples.problems):
             label = None if split == TEST else cells[spec.label]
-            self._add(examples, tuple(cells[key] for key in spec.texts), label, place)
+            id = cells.get("index") if split == TEST else None
+            self._add(examples, tuple(cells[key] for key in spec.texts), label, place, id)
         if not examples.inputs:
             raise InputError(f"{path} has no row that can be used: {examples.problems or 'it is empty'}")
         return examples
@@ -159,20 +161,20 @@ class GlueTask(SequenceTask):
             label: Any = record["label"]
             if label == _UNLABELLED or label is None:
                 label = None
-            elif classes and int(label) < len(classes):
+            elif classes and 0 <= int(label) < len(classes):
                 label = classes[int(label)]
             self._add(examples, tuple(record[key] for key in self.spec.hub), label, records.where(number))
         return examples
 
-    def _add(self, examples: Examples, texts: tuple[str, ...], label: Any, place: str) -> None:
+    def _add(self, examples: Examples, texts: tuple[str, ...], label: Any, place: str, id: str | None = None) -> None:
         if label is not None:
             if self.spec.classes and label not in self.spec.classes:
                 known = ", ".join(self.spec.classes)
                 raise InputError(f"{place}: the label {label!r} is none of {self.name}'s: {known}")
             label = self.spec.classes[label] if self.spec.classes else self._parsed(label, place)
         if not all(text.strip() for text in texts):
-            examples.problems.add("an empty text (kept)", place)
-        examples.add(texts[0] if len(texts) == 1 else texts, label, place)
+            examples.problems.add(EMPTY, place)
+        examples.add(texts[0] if len(texts) == 1 else texts, label, place, id)
 
     def head_options(self, train: Examples) -> dict[str, Any]:
         if not self.spec.classes:
@@ -186,7 +188,7 @@ class GlueTask(SequenceTask):
     def write_test(self, examples: Examples, scores: Scores) -> tuple[str, str]:
         """GLUE's own: the index of each row and its prediction, tab between."""
         spec = self.spec
-        suffix = {"matched": "-m", "mismatched": "-mm"}.get(Path(examples.name).stem.removeprefix("test_"), "")
+        suffix = "-mm" if "test_mismatched" in examples.name else "-m" if "test_matched" in examples.name else ""
         own = {ours: theirs for theirs, ours in spec.classes.items()}
 
         def said(prediction: Mapping[str, Any]) -> str:
@@ -194,7 +196,8 @@ class GlueTask(SequenceTask):
                 return f"{float(np.clip(prediction['score'], 0, 5)):.3f}"
             return own[prediction["label"]]
 
-        lines = ["index\tprediction", *(f"{i}\t{said(p)}" for i, p in enumerate(scores.predictions))]
+        rows = zip(examples.ids, scores.predictions, strict=True)
+        lines = ["index\tprediction", *(f"{id}\t{said(prediction)}" for id, prediction in rows)]
         return f"{spec.folder}{suffix}.tsv", "\n".join(lines) + "\n"
 
 

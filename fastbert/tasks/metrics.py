@@ -1,7 +1,8 @@
 """Metrics by scikit-learn and SciPy, as GLUE defines them: https://gluebenchmark.com, https://arxiv.org/abs/1804.07461."""
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def pearson(labels: Numbers, predicted: Numbers) -> float:
     from scipy.stats import pearsonr
 
     with _silent():
-        return float(pearsonr(labels, predicted).statistic)
+        return float(pearsonr(labels, predicted).statistic) if len(labels) > 1 else float("nan")
 
 
 def spearman(labels: Numbers, predicted: Numbers) -> float:
@@ -63,7 +64,7 @@ def spearman(labels: Numbers, predicted: Numbers) -> float:
     from scipy.stats import spearmanr
 
     with _silent():
-        return float(spearmanr(labels, predicted).statistic)
+        return float(spearmanr(labels, predicted).statistic) if len(labels) > 1 else float("nan")
 
 
 def per_class(labels: Numbers, predicted: Numbers, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -84,6 +85,9 @@ def confusion(labels: Numbers, predicted: Numbers, classes: int) -> npt.NDArray[
     return counts.reshape(classes, classes)
 
 
-def _silent() -> Any:
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     """Of constant input, what comes says it."""
-    return warnings.catch_warnings(action="ignore")  # type: ignore[call-overload]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -21,6 +21,7 @@ def predictor(name: str, config: Any) -> tuple[str, Record, dict[str, Any]]:
         "ForSequenceClassification": ("Classifier", _of_label(config.problem_type)),
         "ForTokenClassification": ("Tagger", lambda entities: {"entities": [asdict(entity) for entity in entities]}),
         "ForQuestionAnswering": ("Answerer", asdict),
+        "ForMultipleChoice": ("Chooser", asdict),
     }
     architectures = config.architectures or ()
     for architecture in architectures:

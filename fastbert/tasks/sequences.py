@@ -18,19 +18,17 @@ from fastbert.errors import InputError
 from fastbert.inference.classifier import scoring
 from fastbert.inference.encoding import Encoder
 from fastbert.inference.engine import Batch
-from fastbert.inference.inputs import as_text
 from fastbert.inference.tokens import Tokens, joined
 from fastbert.tasks import metrics
-from fastbert.tasks.examples import Examples, is_missing, read_table
+from fastbert.tasks.examples import EMPTY, Examples, is_missing, name_of, read_table
 from fastbert.tasks.features import Features, Tokenizing
 from fastbert.tasks.scores import Scores
-from fastbert.tasks.task import TEST, TRAIN, Given, Judge, Recipe, Task, head_of, labels_of
+from fastbert.tasks.task import TEST, Given, Judge, Recipe, Task, head_of, labels_of
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 _MOST_CLASSES = 1000
 _CHUNK = 1024  # texts tokenised at once
 THRESHOLD = 0.5  # of the probability that a text has a label
-_EMPTY = "an empty text (kept)"
 
 
 PROBLEMS = {"classify": SINGLE, "multilabel": MULTI, "regress": REGRESSION}
@@ -60,28 +58,29 @@ class SequenceTask(Task):
         path = self.given.path(split)
         if path is None:
             return {}
-        needs_label = split == TRAIN
+        needs_label = split != TEST
         columns = {**self.columns, **({"--label": self._label} if split != TEST else {})}
         return {split: read_table(path, columns, lambda *row: self._row(*row, needs_label=needs_label))}
 
     def _row(
         self, record: Mapping[str, Any], place: str, problems: Problems, *, needs_label: bool
     ) -> tuple[Any, Any] | None:
-        texts = [as_text(record, key, place, problems) for key in self.columns.values()]
+        texts = self.texts(record, place, problems)
         value = record.get(self._label)
         if needs_label and is_missing(value) and self.problem_type != MULTI:
             problems.add(f"no label at {self._label!r} (left out)", place)
             return None
         if not all(text.strip() for text in texts):
-            problems.add(_EMPTY, place)
-        return texts[0] if len(texts) == 1 else tuple(texts), self._parsed(value, place)
+            problems.add(EMPTY, place)
+        label = self._parsed(value, place) if needs_label or self._label in record else None
+        return texts[0] if len(texts) == 1 else texts, label
 
     def _parsed(self, value: Any, place: str) -> Any:
         """A number, a name, or a list of names; None for none."""
         if self.problem_type == MULTI:
-            if isinstance(value, list | tuple | np.ndarray):
-                return [_name(each) for each in value]
-            return [] if is_missing(value) else [part.strip() for part in _name(value).split(self._separator)]
+            if not isinstance(value, list | tuple | np.ndarray):
+                value = [] if is_missing(value) else name_of(value).split(self._separator)
+            return [name_of(each) for each in value if not is_missing(each)]
         if is_missing(value):
             return None
         if self.problem_type == SINGLE:
@@ -89,7 +88,7 @@ class SequenceTask(Task):
                 raise InputError(
                     f"{place}: {self._label!r} must be one label, but is {value!r}: multilabel takes lists"
                 )
-            return _name(value)
+            return name_of(value)
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -102,9 +101,11 @@ class SequenceTask(Task):
         if self.problem_type == REGRESSION:
             return {"num_labels": 1, "id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": REGRESSION}
         found = {name for label in train.labels for name in (label if isinstance(label, list) else [label])}
-        found -= {None, ""}
+        found.discard(None)
+        if self._labels is not None and not 2 <= len(self._labels) == len(set(self._labels)):
+            raise InputError(f"--labels must be two names or more, none twice, but is {','.join(self._labels)}")
         names = self._labels or sorted(found, key=_by_number)
-        if len(found) < (1 if self.problem_type == MULTI else 2):
+        if len(found) < 2 and not (found and self._labels and self.problem_type == MULTI):
             raise InputError(f"{train.name} has {len(found)} labels in {self._label!r}: there is nothing to tell apart")
         if len(found) > _MOST_CLASSES and self._labels is None:
             raise InputError(
@@ -220,16 +221,10 @@ def _loss(logits_IC: npt.NDArray[np.float32], labels: npt.NDArray[Any], problem_
     return float(losses[problem_type](logits, target))
 
 
-def _name(value: Any) -> str:
-    """A label as it is written; 1.0, which tables with empty cells make of 1, is 1."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
-
-
 def _by_number(name: str) -> tuple[bool, float, str]:
     """2 before 10, and numbers before names."""
     try:
-        return False, float(name), name
+        number = float(name)
     except ValueError:
-        return True, 0.0, name
+        number = math.nan
+    return not math.isfinite(number), number if math.isfinite(number) else 0.0, name

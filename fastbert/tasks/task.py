@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from fastbert.data.documents import Problems
 from fastbert.errors import InputError
 from fastbert.inference.engine import Batch
+from fastbert.inference.inputs import as_text
 from fastbert.inference.tokens import Tokens
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Features, Tokenizing
@@ -30,6 +32,7 @@ class Given:
     Attributes:
         train, dev, test: files, folders, or dataset:NAME:SPLIT. Tasks whose data is one folder have it in `train`.
         text, pair, label: columns.
+        choices: the column with a list of choices, or a column for each.
         separator: between the labels of a cell, where a text may have several and the file has no lists.
         labels: the classes, in the order that the model is to have them.
     """
@@ -39,6 +42,7 @@ class Given:
     test: str | None = None
     text: str | None = None
     pair: str | None = None
+    choices: tuple[str, ...] | None = None
     label: str | None = None
     separator: str | None = None
     labels: tuple[str, ...] | None = None
@@ -127,6 +131,10 @@ class Task(abc.ABC):
             InputError: if they cannot be read, or a column is missing.
         """
 
+    def texts(self, record: Mapping[str, Any], place: str, problems: Problems) -> tuple[Any, ...]:
+        """What an engine takes of a record: the texts at `columns`. What is no text is empty, and a problem."""
+        return tuple(as_text(record, key, place, problems) for key in self.columns.values())
+
     @abc.abstractmethod
     def head_options(self, train: Examples) -> dict[str, Any]:
         """What the model's configuration says of the head: num_labels, id2label, label2id, problem_type.
@@ -162,6 +170,11 @@ class Task(abc.ABC):
             InputError: if it has none.
         """
         raise InputError(f"{self.name} has no evaluation that predictions are submitted to")
+
+
+def columns_of(text: str | None) -> tuple[str, ...] | None:
+    """An option's columns, with commas between."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def labels_of(config: Any) -> list[str]:
