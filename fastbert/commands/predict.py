@@ -21,6 +21,13 @@ def predict(
     pair: Annotated[
         str | None, typer.Option(help="The column with the second text of each row.", show_default="as it was tuned")
     ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="The column with the questions, of a model that answers.", show_default="question"),
+    ] = None,
+    passage: Annotated[
+        str | None, typer.Option(help="The column with the passages, of a model that answers.", show_default="context")
+    ] = None,
     shared: Shared,
 ) -> None:
     """Labels, numbers, entities, answers or choices, with their probabilities: what the model was tuned for.
@@ -32,12 +39,15 @@ def predict(
     from fastbert.tasks.predicting import predictor
     from fastbert.tasks.task import Given
 
-    found = registry.load(model, Given(text=text, pair=pair))
+    found = registry.load(model, Given(text=text, pair=pair, question=question, passage=passage))
     engine, record, options = predictor(model, load_config(model))
     columns = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair})
+    if engine == "Answerer":
+        columns = {"--question": question or "question", "--passage": passage or "context"}
     if found is not None:
         task, about = found
         columns = dict(task.columns) or columns
         if shared.max_length is None:
             shared = replace(shared, max_length=about["max_length"])
+        options |= task.engine_options(about)
     shared.run(engine, model, texts, columns, output, record, **options)

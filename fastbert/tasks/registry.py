@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import InputError
-from fastbert.tasks import glue, sequences
+from fastbert.tasks import glue, sequences, squad
 from fastbert.tasks.task import Given, Task
 
 FILE = "fastbert_task.json"  # in a tuned model's folder
 TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(glue.TASKS, glue.GlueTask),
     **dict.fromkeys(sequences.PROBLEMS, sequences.SequenceTask),
+    **dict.fromkeys(squad.RECIPES, squad.SquadTask),
 }
 
 
@@ -42,7 +43,9 @@ def load(model: str, given: Given) -> tuple[Task, dict[str, Any]] | None:
         known = {field.name for field in fields(Given)}
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in about["options"].items() if key in known}
         paths = {"train": given.train, "dev": given.dev, "test": given.test}
-        return make(about["task"], Given(**{**options, **given.options, **paths})), about
+        task = make(about["task"], Given(**{**options, **given.options, **paths}))
+        task.decided = dict(about.get("decided", {}))
+        return task, about
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, InputError):
             raise
