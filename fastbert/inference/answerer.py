@@ -114,4 +114,4 @@ class Answerer(HeadEngine):
             self.max_answer_length, self.handle_impossible_answer, self.summed, threshold=self.null_threshold
         )
         found = reading.spans(logits_T2, tokens, self.tokenizer.cls_token_id, top_k)
-        return [reading.ranked(spans, null)[:top_k] for spans, null in found]
+        return [reading.ranked(each)[:top_k] for each in found]

@@ -3,9 +3,8 @@
 Dimension key:  B pairs   W windows   T tokens   S tokens of a window's passage   A longest answer   N best ones
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +34,29 @@ class Answer:
     end: int
     score: float
     probability: float | None = None
+
+
+class Found(NamedTuple):
+    """What there is in a passage.
+
+    Attributes:
+        spans: (begin, end, score), in characters, best first.
+        null: the score of no answer.
+    """
+
+    passage: str
+    spans: list[tuple[int, int, float]]
+    null: float
+
+    @property
+    def best(self) -> str:
+        """The best piece; "" where there is none."""
+        return self.passage[slice(*self.spans[0][:2])] if self.spans else ""
+
+    @property
+    def odds(self) -> float:
+        """By how much no answer has more than the best piece; 0 where there is none."""
+        return self.null - self.spans[0][2] if self.spans else 0.0
 
 
 def span_logits(model: Any, batch: Batch) -> Tensor:
@@ -72,8 +94,8 @@ class Reading:
 
     def spans(
         self, logits_T2: npt.NDArray[np.float32], windows: Windows, cls_id: int | None, top_k: int = 1
-    ) -> list[tuple[list[Answer], float]]:
-        """The best pieces of each passage, best first, and the score of no answer.
+    ) -> list[Found]:
+        """The best pieces of each passage, and the score of no answer.
 
         Args:
             top_k: pieces that are wanted; where scores are sums, `N_BEST` come.
@@ -102,23 +124,27 @@ class Reading:
             for where, score in zip(zip(begins, ends, strict=True), scores.tolist(), strict=True):
                 if where[0] < where[1]:  # a token of a blank alone has no text
                     ours[where] = max(score, ours.get(where, score))
-        ranked = []
-        for passage, ours, null in zip(windows.texts, found, nulls.tolist(), strict=True):
-            best = sorted(ours.items(), key=lambda item: -item[1])[:kept]
-            ranked.append(([Answer(passage[a:b], a, b, score) for (a, b), score in best], null))
-        return ranked
+        return [
+            Found(passage, [(*where, score) for where, score in sorted(ours.items(), key=_by_score)[:kept]], null)
+            for passage, ours, null in zip(windows.texts, found, nulls.tolist(), strict=True)
+        ]
 
-    def ranked(self, spans: Sequence[Answer], null: float) -> list[Answer]:
+    def ranked(self, found: Found) -> list[Answer]:
         """All answers to a question, best first: at least one."""
-        every = list(spans)
-        if self.null or not spans:
-            every.append(Answer("", 0, 0, null if self.null else 0.0))
+        every = list(found.spans)
+        if self.null or not every:
+            every.append((0, 0, found.null if self.null else 0.0))
+        shares: list[float] | list[None] = [None] * len(every)
         if self.summed:
-            scores = np.asarray([answer.score for answer in every])
-            shares = np.exp(scores - scores.max())
-            probabilities = (shares / shares.sum()).tolist()
-            every = [replace(answer, probability=p) for answer, p in zip(every, probabilities, strict=True)]
-        return sorted(every, key=lambda answer: -(answer.score if answer.text else answer.score - self.threshold))
+            scores = np.asarray([score for *_, score in every])
+            p = np.exp(scores - scores.max())
+            shares = (p / p.sum()).tolist()
+        answers = [Answer(found.passage[a:b], a, b, score, p) for (a, b, score), p in zip(every, shares, strict=True)]
+        return sorted(answers, key=lambda answer: -(answer.score if answer.text else answer.score - self.threshold))
+
+
+def _by_score(item: tuple[Any, float]) -> float:
+    return -item[1]
 
 
 def _best_alone(scores_S2: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -133,7 +159,7 @@ def _best(scores_S2: npt.NDArray[np.float32], longest: int, count: int, combine:
     """The best spans of tokens, best first: (N,) first token, last token and score; none longer than `longest`.
 
     Args:
-        combine: from the scores of a start and an end to that of the span; what is `np.add` leaves out -inf.
+        combine: from the scores of a start and an end to that of the span; one of -inf is none.
     """
     S = len(scores_S2)
     longest = min(longest, S)
@@ -145,5 +171,5 @@ def _best(scores_S2: npt.NDArray[np.float32], longest: int, count: int, combine:
     best = np.argpartition(-flat, count)[:count] if len(flat) > count else np.arange(len(flat))
     best = best[np.argsort(-flat[best], kind="stable")]
     firsts, more = np.divmod(best, longest)
-    inside = (firsts + more < S) & np.isfinite(flat[best])
+    inside = (firsts + more < S) & (flat[best] != -np.inf)
     return firsts[inside], (firsts + more)[inside], flat[best][inside]

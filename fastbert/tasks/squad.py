@@ -20,7 +20,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from fastbert.data.datasets import PREFIX, Dataset, is_saved
 from fastbert.errors import InputError
-from fastbert.inference.spans import Answer, Reading, null_tokens, span_logits
+from fastbert.inference.spans import Answer, Found, Reading, null_tokens, span_logits
 from fastbert.inference.windows import Windower, Windows
 from fastbert.tasks import squad_metric
 from fastbert.tasks.examples import Examples
@@ -147,7 +147,7 @@ class SquadTask(Task):
         graded = self._graded(examples, found) if self._unanswerable and examples.labelled else None
         threshold = float(self.decided.get(THRESHOLD, 0.0 if graded is None else graded.tuned()))
         reading = replace(reading, threshold=threshold)
-        predictions = [self._prediction(reading.ranked(spans, null), null) for spans, null in found]
+        predictions = [self._prediction(reading.ranked(each), each) for each in found]
         if not examples.labelled:
             return Scores(lambda rows: {}, len(examples), unit="question", predictions=predictions)
         exact, f1 = self._grade(examples, [prediction["answer"] for prediction in predictions])
@@ -160,22 +160,23 @@ class SquadTask(Task):
             decided={} if graded is None else {THRESHOLD: threshold},
         )
 
-    def _graded(self, examples: Examples, found: Sequence[tuple[list[Answer], float]]) -> Graded:
+    def _graded(self, examples: Examples, found: Sequence[Found]) -> Graded:
         """Of the best pieces, whatever the threshold."""
-        texts = [spans[0].text if spans else "" for spans, _ in found]
+        texts = [each.best for each in found]
         return Graded(
             *self._grade(examples, texts),
             np.asarray([bool(label) for label in examples.labels]),
             np.asarray([not text for text in texts]),
-            np.asarray([null - spans[0].score if spans else 0.0 for spans, null in found]),
+            np.asarray([each.odds for each in found]),
         )
 
     def _grade(self, examples: Examples, texts: Sequence[str]) -> tuple[_Floats, _Floats]:
         answers = [[answer["text"] for answer in label] for label in examples.labels]
         return squad_metric.grade(texts, answers, unanswerable=self._unanswerable)
 
-    def _prediction(self, ranked: Sequence[Answer], null: float) -> dict[str, Any]:
-        none = {"null_score": null} if self._unanswerable else {}
+    def _prediction(self, ranked: Sequence[Answer], found: Found) -> dict[str, Any]:
+        """As `predict` has it, with the score of no answer, `Found.odds`, and the other answers."""
+        none = {"null_score": found.null, "null_odds": found.odds} if self._unanswerable else {}
         return {**of_answer(ranked[0]), **none, "n_best": [of_answer(answer) for answer in ranked]}
 
     # What is kept, for predictions and for the official evaluation.
@@ -193,14 +194,14 @@ class SquadTask(Task):
 
     def official(self, examples: Examples, scores: Scores) -> dict[str, str]:
         """The answers, {id: text}, and of 2.0 by how much no answer has more than the best piece."""
-        answers, odds = {}, {}
-        for id, prediction in zip(examples.ids, scores.predictions, strict=True):
-            answers[id] = prediction["answer"]
-            best = max((answer["score"] for answer in prediction["n_best"] if answer["answer"]), default=None)
-            if self._unanswerable:
-                odds[id] = 0.0 if best is None else prediction["null_score"] - best
-        files = {".json": answers, **({NULL_ODDS: odds} if self._unanswerable else {})}
-        return {ending: json.dumps(content, ensure_ascii=False) + "\n" for ending, content in files.items()}
+        names = {".json": "answer", **({NULL_ODDS: "null_odds"} if self._unanswerable else {})}
+        return {
+            ending: json.dumps(
+                {id: said[name] for id, said in zip(examples.ids, scores.predictions, strict=True)}, ensure_ascii=False
+            )
+            + "\n"
+            for ending, name in names.items()
+        }
 
     def write_test(self, examples: Examples, scores: Scores) -> tuple[str, str]:
         return "predictions.json", self.official(examples, scores)[".json"]
@@ -271,7 +272,8 @@ def _positions(
     np.minimum.at(first_I, text, number)
     np.maximum.at(last_I, text, number)
 
-    at_cls = null_tokens(windows, cls_id) - windows.starts
+    starts = windows.starts
+    at_cls = null_tokens(windows, cls_id) - starts
     positions_W2 = np.stack([at_cls, at_cls], 1)
     has_W = np.zeros(len(windows.lengths), bool)
     begins = np.flatnonzero(np.diff(window, prepend=-1))
@@ -279,7 +281,7 @@ def _positions(
         if number[first] == first_I[text[first]] and number[last] == last_I[text[last]]:
             w = window[first]
             has_W[w] = True
-            positions_W2[w] = hits[first] - windows.starts[w], hits[last] - windows.starts[w]
+            positions_W2[w] = hits[first] - starts[w], hits[last] - starts[w]
     lost_I = np.asarray([bool(label) for label in examples.labels]) & (last_I < 0)
     return positions_W2, has_W, ~lost_I[windows.text_of]
 

@@ -27,29 +27,28 @@ _NO_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 _Floats = npt.NDArray[np.float64]
 
 
-def normalized(text: str) -> str:
-    """In lower case, without ASCII's punctuation, then without articles, with one blank between words."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+def words(text: str) -> list[str]:
+    """Of a text in lower case, without ASCII's punctuation, then without articles."""
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
 
 
-def exact_match(predicted: str, answer: str) -> float:
-    """1 if both are the same when normalised, else 0."""
-    return float(normalized(predicted) == normalized(answer))
+def exact_match(predicted: Sequence[str], answer: Sequence[str]) -> float:
+    """1 if both have the same words, in the same order, else 0."""
+    return float(predicted == answer)
 
 
-def f1(predicted: str, answer: str, *, null_matches: bool) -> float:
-    """The harmonic mean of precision and recall of the words, as bags.
+def f1(predicted: Sequence[str], answer: Sequence[str], *, null_matches: bool) -> float:
+    """The harmonic mean of precision and recall of words, as bags.
 
     Args:
-        null_matches: whether of two texts that both have no word the F1 is 1, as in 2.0; in 1.1 it is 0.
+        null_matches: whether the F1 of two texts without a word is 1, as in 2.0; in 1.1 it is 0.
     """
-    ours, theirs = normalized(predicted).split(), normalized(answer).split()
-    if null_matches and not (ours and theirs):
-        return float(ours == theirs)
-    common = (Counter(ours) & Counter(theirs)).total()
+    if null_matches and not (predicted and answer):
+        return float(predicted == answer)
+    common = (Counter(predicted) & Counter(answer)).total()
     if not common:
         return 0.0
-    precision, recall = common / len(ours), common / len(theirs)
+    precision, recall = common / len(predicted), common / len(answer)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -62,11 +61,12 @@ def grade(predicted: Sequence[str], answers: Sequence[Sequence[str]], *, unanswe
             are none there.
     """
     exact, f1s = np.zeros(len(predicted)), np.zeros(len(predicted))
-    for i, (text, known) in enumerate(zip(predicted, answers, strict=True)):
+    for i, (text, texts) in enumerate(zip(predicted, answers, strict=True)):
+        ours, known = words(text), [words(answer) for answer in dict.fromkeys(texts)]
         if unanswerable:
-            known = [answer for answer in known if normalized(answer)] or [""]
-        exact[i] = max(exact_match(text, answer) for answer in known)
-        f1s[i] = max(f1(text, answer, null_matches=unanswerable) for answer in known)
+            known = [answer for answer in known if answer] or [[]]
+        exact[i] = max(exact_match(ours, answer) for answer in known)
+        f1s[i] = max(f1(ours, answer, null_matches=unanswerable) for answer in known)
     return exact, f1s
 
 
