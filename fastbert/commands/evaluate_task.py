@@ -100,7 +100,7 @@ def evaluate_task(
             note(f"{count:,} x {reason}, as {examples.problems.first[reason][0]}")
     found_here = described(scores, {"model": name, "data": data, "task": made.name, "dtype": number})
     if predictions is not None:
-        write_predictions(predictions, splits, scores)
+        write_predictions(predictions, made, splits, scores)
     if as_json:
         typer.echo(json.dumps(found_here))
         return

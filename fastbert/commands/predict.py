@@ -28,6 +28,13 @@ def predict(
             show_default="as it was tuned",
         ),
     ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="The column with the questions, of a model that answers.", show_default="question"),
+    ] = None,
+    passage: Annotated[
+        str | None, typer.Option(help="The column with the passages, of a model that answers.", show_default="context")
+    ] = None,
     shared: Shared,
 ) -> None:
     """Labels, numbers, entities, answers or choices, with their probabilities: what the model was tuned for.
@@ -39,10 +46,12 @@ def predict(
     from fastbert.tasks.predicting import predictor
     from fastbert.tasks.task import Given, columns_of
 
-    given = Given(text=text, pair=pair, choices=columns_of(choices))
+    given = Given(text=text, pair=pair, choices=columns_of(choices), question=question, passage=passage)
     found = registry.load(model, given)
     engine, record, options = predictor(model, load_config(model))
     columns, of_row = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair}), None
+    if engine == "Answerer":
+        columns = {"--question": question or "question", "--passage": passage or "context"}
     if found is None and engine == "Chooser":
         found = registry.make("choice", given), {"max_length": None}
     if found is not None:
@@ -51,4 +60,5 @@ def predict(
             columns, of_row = dict(task.columns), task.texts
         if shared.max_length is None:
             shared = replace(shared, max_length=about["max_length"])
+        options |= task.engine_options(about)
     shared.run(engine, model, texts, columns, output, record, texts=of_row, **options)

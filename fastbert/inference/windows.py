@@ -3,7 +3,7 @@
 Dimension key:  B texts   W windows   T tokens of all windows   S tokens of all texts
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from fastbert.errors import InputError
-from fastbert.inference.encoding import backend_of, flat
+from fastbert.inference.encoding import backend_of, flat, joined, naming_surrogates
 from fastbert.inference.tokens import Tokens, ranges
+
+_CHUNK = 1024  # passages tokenised at once
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -23,6 +25,7 @@ class Windows(Tokens):
     Attributes:
         texts: B of them, what `offsets` count in.
         text_of: (W,) int64, of which text a window is; windows of a text follow one another.
+        begins: (W,) int64, with which of its text's tokens a window begins.
         read: (T,) bool, tokens of a text whose outputs count; the others are special, of a question, or of an overlap
             and read in the window before or behind.
         offsets: (T, 2) int32, where a token begins and ends in its text, in characters; zeros where it is of none.
@@ -30,6 +33,7 @@ class Windows(Tokens):
 
     texts: Sequence[str]
     text_of: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64]
     read: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int32]
 
@@ -47,6 +51,27 @@ class Bodies:
         offsets = flat((pair for e in encodings for pair in e.offsets), np.int32).reshape(-1, 2)
         lengths = np.asarray([len(e.ids) for e in encodings], np.int64)
         return cls(flat((e.ids for e in encodings), np.int32), offsets, lengths)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Bodies":
+        """These texts, in this order, perhaps one of them several times."""
+        taken = ranges((self.lengths.cumsum() - self.lengths)[rows], self.lengths[rows])
+        return Bodies(self.ids[taken], self.offsets[taken], self.lengths[rows])
+
+    def widen(self, words: Sequence[int | None]) -> None:
+        """Let the offsets of each token be those of its word, in place.
+
+        Args:
+            words: (S,) the number of each token's word in its text; None for a word of its own.
+        """
+        if not words:
+            return
+        word = np.asarray([-1 if w is None else w for w in words])
+        text = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        begins = np.concatenate([[True], (word[1:] != word[:-1]) | (text[1:] != text[:-1])]) | (word < 0)
+        firsts = np.flatnonzero(begins)
+        counts = np.diff([*firsts, len(word)])
+        self.offsets[:, 0] = np.repeat(self.offsets[firsts, 0], counts)
+        self.offsets[:, 1] = np.repeat(self.offsets[firsts + counts - 1, 1], counts)
 
 
 class Windower:
@@ -83,6 +108,57 @@ class Windower:
     def special(self) -> int:
         """Special tokens of a window."""
         return sum(len(ids) for ids, _ in (self._before, self._between, self._after))
+
+    def of_pairs(
+        self,
+        pairs: Sequence[Sequence[str]],
+        max_length: int,
+        stride: int,
+        *,
+        longest_question: int | None = None,
+        to_words: bool = False,
+        unknown: Callable[[npt.NDArray[np.int32]], int],
+    ) -> Windows:
+        """Windows over the passages of (question, passage), each with its question.
+
+        A passage is tokenised once, however many questions are about it.
+
+        Args:
+            stride: as in `windows`.
+            longest_question: tokens; of a longer question the first ones stay, and `cut` counts it. At most half of a
+                window.
+            to_words: offsets are those of whole words.
+            unknown: how many of the passages' ids are the unknown token.
+
+        Raises:
+            InputError: naming the pair, counted from 0, that no encoding of Unicode can hold.
+        """
+        numbers: dict[str, int] = {}
+        rows = np.asarray([numbers.setdefault(passage, len(numbers)) for _, passage in pairs], np.int64)
+        passages, parts = list(numbers), []
+        with naming_surrogates(pairs):
+            questions = [e.ids for e in self.backend.encode_batch_fast([q for q, _ in pairs], add_special_tokens=False)]
+            for start in range(0, len(passages), _CHUNK):
+                encodings = self.backend.encode_batch(passages[start : start + _CHUNK], add_special_tokens=False)
+                parts.append(Bodies.of(encodings))
+                if to_words:
+                    parts[-1].widen([word for e in encodings for word in e.word_ids])
+        bodies = Bodies(
+            joined([part.ids for part in parts], np.int32),
+            np.concatenate([np.zeros((0, 2), np.int32), *(part.offsets for part in parts)]),
+            joined([part.lengths for part in parts], np.int64),
+        ).take(rows)
+        room = (max_length - self.special) // 2
+        longest = room if longest_question is None else min(room, longest_question)
+        return self.windows(
+            [passage for _, passage in pairs],
+            bodies,
+            max_length,
+            stride,
+            questions=[question[:longest] for question in questions],
+            unknown=unknown(bodies.ids),
+            cut=sum(len(question) > longest for question in questions),
+        )
 
     def windows(
         self,
@@ -137,7 +213,17 @@ class Windower:
         read = np.zeros(T, bool)
         read[ranges(starts + head + skipped, end - begin - skipped - left)] = True
         kept = types if self._types and types.any() else None
-        return Windows(ids, lengths, types=kept, texts=texts, text_of=text_of, read=read, offsets=offsets, **fields)
+        return Windows(
+            ids,
+            lengths,
+            types=kept,
+            texts=texts,
+            text_of=text_of,
+            begins=begin,
+            read=read,
+            offsets=offsets,
+            **fields,
+        )
 
     def _head(self, question: Sequence[int]) -> tuple[list[int], list[int]]:
         """Ids and types of what stands before a text."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastbert.errors import InputError
 from fastbert.inference.classifier import Label
+from fastbert.inference.spans import Answer
 from fastbert.tasks.sequences import MULTI, REGRESSION, THRESHOLD
 
 Record = Callable[[Any], Mapping[str, Any]]
@@ -20,7 +21,7 @@ def predictor(name: str, config: Any) -> tuple[str, Record, dict[str, Any]]:
     heads: dict[str, tuple[str, Record]] = {
         "ForSequenceClassification": ("Classifier", _of_label(config.problem_type)),
         "ForTokenClassification": ("Tagger", lambda entities: {"entities": [asdict(entity) for entity in entities]}),
-        "ForQuestionAnswering": ("Answerer", asdict),
+        "ForQuestionAnswering": ("Answerer", of_answer),
         "ForMultipleChoice": ("Chooser", asdict),
     }
     architectures = config.architectures or ()
@@ -29,6 +30,12 @@ def predictor(name: str, config: Any) -> tuple[str, Record, dict[str, Any]]:
             if architecture.endswith(head):
                 return engine, record, {}
     raise InputError(f"{name} is {' and '.join(architectures) or 'a bare encoder'}: it predicts nothing of a task")
+
+
+def of_answer(answer: Answer) -> dict[str, Any]:
+    """As `fastbert answer` has it."""
+    found = {"answer": answer.text, "start": answer.start, "end": answer.end, "score": answer.score}
+    return found if answer.probability is None else {**found, "probability": answer.probability}
 
 
 def _of_label(problem_type: str | None) -> Record:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import InputError
-from fastbert.tasks import choice, glue, sequences
+from fastbert.tasks import choice, glue, sequences, squad
 from fastbert.tasks.task import Given, Task
 
 FILE = "fastbert_task.json"  # in a tuned model's folder
@@ -16,6 +16,7 @@ TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(sequences.PROBLEMS, sequences.SequenceTask),
     **dict.fromkeys(choice.LAYOUTS, choice.PublishedChoiceTask),
     "choice": choice.ChoiceTask,
+    **dict.fromkeys(squad.RECIPES, squad.SquadTask),
 }
 
 
@@ -44,7 +45,9 @@ def load(model: str, given: Given) -> tuple[Task, dict[str, Any]] | None:
         known = {field.name for field in fields(Given)}
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in about["options"].items() if key in known}
         paths = {"train": given.train, "dev": given.dev, "test": given.test}
-        return make(about["task"], Given(**{**options, **given.options, **paths})), about
+        task = make(about["task"], Given(**{**options, **given.options, **paths}))
+        task.decided = dict(about.get("decided", {}))
+        return task, about
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, InputError):
             raise

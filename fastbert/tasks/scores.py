@@ -25,6 +25,7 @@ class Scores:
         confusion: (C, C), what is true and what was predicted, by `classes`; None where there are none.
         predictions: for each example what the model says, as it is written to a file.
         loss: the mean over what has a label; None where it is not looked at.
+        decided: what later predictions of the model go by: JSON, as a threshold that was tuned on these examples.
     """
 
     measure: Callable[[npt.NDArray[np.int64]], dict[str, float]]
@@ -35,6 +36,7 @@ class Scores:
     confusion: npt.NDArray[np.int64] | None = None
     predictions: Sequence[Mapping[str, Any]] = ()
     loss: float | None = None
+    decided: Mapping[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:

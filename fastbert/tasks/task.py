@@ -31,7 +31,7 @@ class Given:
 
     Attributes:
         train, dev, test: files, folders, or dataset:NAME:SPLIT. Tasks whose data is one folder have it in `train`.
-        text, pair, label: columns.
+        text, pair, label, question, passage: columns.
         choices: the column with a list of choices, or a column for each.
         separator: between the labels of a cell, where a text may have several and the file has no lists.
         labels: the classes, in the order that the model is to have them.
@@ -46,6 +46,8 @@ class Given:
     label: str | None = None
     separator: str | None = None
     labels: tuple[str, ...] | None = None
+    question: str | None = None
+    passage: str | None = None
 
     def path(self, split: str) -> str | None:
         """Of TRAIN, DEV or TEST."""
@@ -105,6 +107,7 @@ class Task(abc.ABC):
         recipe: what it is trained with.
         main: the figure that models are chosen by; the more, the better.
         columns: what `predict` reads, by the options that name it; empty where files have a form of their own.
+        decided: `Scores.decided` of the dev data, of a model that was tuned; empty while it is.
 
     Raises:
         InputError: if an option is not for this task.
@@ -119,6 +122,7 @@ class Task(abc.ABC):
 
     def __init__(self, name: str, given: Given) -> None:
         self.name, self.given = name, given
+        self.decided: Mapping[str, Any] = {}
         if foreign := sorted(set(given.options) - self.takes):
             has = f"only {' and '.join(f'--{option}' for option in sorted(self.takes))}" if self.takes else "none"
             raise InputError(f"--{foreign[0]} is no option of {name}, which has {has}")
@@ -162,6 +166,18 @@ class Task(abc.ABC):
     def saved(self) -> dict[str, Any]:
         """What a tuned model's folder says of the task, for `registry.load`: JSON."""
         return {"task": self.name, "options": self.given.options}
+
+    def engine_options(self, tokenizing: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the engine, with which it predicts as the model was judged.
+
+        Args:
+            tokenizing: what the tuned model's folder says: max_length, doc_stride.
+        """
+        return {}
+
+    def official(self, examples: Examples, scores: Scores) -> dict[str, str]:
+        """Files that the task's own evaluation reads, by what their names end with."""
+        return {}
 
     def write_test(self, examples: Examples, scores: Scores) -> tuple[str, str]:
         """The name and the content of the file that is submitted to the task's own evaluation.

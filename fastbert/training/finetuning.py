@@ -291,9 +291,10 @@ class Finetuning:
         done = [r for r in (read_json(self._folder(t) / RESULT) for t in self.tuning.trainings) if r is not None]
         if best([*done, result], self.task.main) == len(done):
             about = {**self.task.saved(), **self.saved_of_model(), "training": result["training"]}
+            about["decided"] = dict(next(iter(scores.values())).decided)
             write_json(folder / files.MODEL / registry.FILE, about)
             write_json(self.output / RESULTS, described(scores, result))
-            write_predictions(self.output / PREDICTIONS, self.dev, scores)
+            write_predictions(self.output / PREDICTIONS, self.task, self.dev, scores)
             draft = self.output / checkpoints.DRAFTS / files.MODEL
             draft.parent.mkdir(exist_ok=True)
             shutil.rmtree(draft, ignore_errors=True)
@@ -319,6 +320,7 @@ class Finetuning:
         if not tests:
             raise InputError(f"{self.task.name}: there is no test data")
         model = fastbert.patch(load_model(self.task.auto, str(self.output / files.MODEL), may_miss=())).to(self._device)
+        self.task.decided = (read_json(self.output / files.MODEL / registry.FILE) or {}).get("decided", {})
         judges = {name: self.task.judge(examples, self.tokenizing, self.config) for name, examples in tests.items()}
         scores = self.judge(model, judges)
         if self._rank:
@@ -375,20 +377,26 @@ def described(scores: Mapping[str, Scores], about: Mapping[str, Any]) -> dict[st
                 "per_class": list(score.per_class),
                 "classes": list(score.classes),
                 "confusion": None if score.confusion is None else score.confusion.tolist(),
+                "decided": dict(score.decided),
             }
             for name, score in scores.items()
         },
     }
 
 
-def write_predictions(path: Path, splits: Mapping[str, Examples], scores: Mapping[str, Scores]) -> None:
-    """A JSON object for each example, with its id, what is true, and what the model says; whole or not at all."""
+def write_predictions(path: Path, task: Task, splits: Mapping[str, Examples], scores: Mapping[str, Scores]) -> None:
+    """A JSON object for each example, with its id, what is true, and what the model says; whole or not at all.
+
+    Beside it are the files that the task's own evaluation reads, if there is one.
+    """
     lines = []
     for name, score in scores.items():
         examples = splits[name]
         split = {} if len(scores) == 1 else {"split": name}
         for id, label, prediction in zip(examples.ids, examples.labels, score.predictions, strict=True):
             lines.append(json.dumps({"id": id, **split, "true": label, **prediction}, ensure_ascii=False) + "\n")
+        for ending, content in task.official(examples, score).items():
+            write_whole(path.with_name(path.stem + (f"-{name}" if split else "") + ending), content)
     write_whole(path, "".join(lines))
 
 

@@ -1,0 +1,462 @@
+"""SQuAD: labels and answers against loops over transformers' windows, a run from files to files."""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer, DataCollatorWithPadding
+
+import fastbert
+from fastbert.errors import InputError
+from fastbert.inference.encoding import takes_types
+from fastbert.inference.engine import Engine
+from fastbert.tasks import registry
+from fastbert.tasks.examples import Examples
+from fastbert.tasks.features import Tokenizing
+from fastbert.tasks.scores import Scores
+from fastbert.tasks.squad import LONGEST_ANSWER, SquadTask
+from fastbert.tasks.squad_data import read_questions
+from fastbert.tasks.squad_metric import evaluate
+from fastbert.tasks.task import DEV, TRAIN, Given, labels_of
+from fastbert.training.judging import judged
+from fastbert.training.tuning import Tuning
+from tests.heads import DOCUMENTS, LONG, checkpoint
+from tests.optional import needs
+from tests.padded import both_curves
+from tests.squads import QUESTIONS, Question, asked, content, rows, windows_of, write
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FAMILIES = ("Bert", "Roberta", "DistilBert")
+LENGTH, STRIDE = 48, 10
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {family: checkpoint(tmp_path_factory.mktemp(family), f"{family}ForQuestionAnswering") for family in FAMILIES}
+
+
+def examples_of(folder: Path, questions: list[Question] = QUESTIONS, *, train: bool = False) -> Examples:
+    return read_questions(write(folder / "questions.json", questions), unanswerable=True, train=train)
+
+
+def tokenizing_of(folder: str) -> Tokenizing:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_config(AutoConfig.from_pretrained(folder))
+    return Tokenizing(tokenizer, LENGTH, takes_types(model, tokenizer), STRIDE)
+
+
+def task_of(name: str = "squad2", **given: str) -> SquadTask:
+    return SquadTask(name, Given(**given))
+
+
+def judge(folder: str, task: SquadTask, examples: Examples) -> Scores:
+    model = fastbert.patch(AutoModelForQuestionAnswering.from_pretrained(folder).eval())
+    tokenizing = tokenizing_of(folder)
+    engine = Engine(model, tokenizing.tokenizer, max_length=LENGTH)
+    return judged(engine, task.judge(examples, tokenizing, model.config))
+
+
+# Its files.
+
+
+def test_a_question_is_its_passage_and_all_its_answers(tmp_path: Path) -> None:
+    examples = examples_of(tmp_path)
+    by_id = dict(zip(examples.ids, zip(examples.inputs, examples.labels, strict=True), strict=True))
+    assert len(by_id) == len(QUESTIONS)
+    for i, (question, passage, answers) in enumerate(QUESTIONS):
+        label = [{"text": text, "answer_start": start} for text, start in answers]
+        assert by_id[f"q{i}"] == ((question, passage), label)
+    assert dict(examples.problems.counts) == {"an empty question (kept)": 1}
+
+
+@needs("datasets", "pyarrow")
+def test_datasets_and_their_files_have_the_same(tmp_path: Path) -> None:
+    import datasets
+
+    dataset = datasets.Dataset.from_list(rows(QUESTIONS))
+    datasets.DatasetDict({"train": dataset, "validation": dataset}).save_to_disk(str(tmp_path / "saved"))
+    dataset.to_parquet(str(tmp_path / "q.parquet"))
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(QUESTIONS)))
+    expected = examples_of(tmp_path)
+    order = np.argsort(expected.ids)
+    saved = f"dataset:{tmp_path / 'saved'}"
+    for place in (saved, f"{saved}:validation", str(tmp_path / "q.parquet"), str(tmp_path / "q.jsonl")):
+        for split, found in task_of(train=place, dev=place).read(DEV).items():
+            assert split == DEV
+            ours = np.argsort(found.ids)
+            assert found.select(ours).inputs == expected.select(order).inputs
+            assert found.select(ours).labels == expected.select(order).labels
+    (dev,) = task_of(train=saved).read(DEV).values()
+    assert dev.name == f"{saved}:validation"
+    assert task_of(train=f"{saved}:train").read(DEV) == {}
+
+
+def test_a_folder_has_the_official_files(tmp_path: Path) -> None:
+    write(tmp_path / "train-v2.0.json", QUESTIONS)
+    task = task_of(train=str(tmp_path))
+    assert len(task.read(TRAIN)[TRAIN]) == len(QUESTIONS)
+    assert task.read(DEV) == {}
+    write(tmp_path / "dev-v2.0.json", QUESTIONS[:3])
+    assert len(task.read(DEV)[DEV]) == 3
+
+
+def test_answers_that_are_elsewhere_are_counted_and_not_learnt(tmp_path: Path) -> None:
+    passage = "the cat sat"
+    elsewhere = [
+        Question("a", passage, (("cat", 3),)),
+        Question("b", passage, (("sat", 9),)),
+        Question("c", passage, (("the", -1),)),
+        Question("d", passage, ((" ", 3),)),
+        Question("e", passage, (("dog", 4), ("cat", 4))),
+        Question("f", passage, (("sat", 8),)),
+    ]
+    train = examples_of(tmp_path, elsewhere, train=True)
+    assert train.ids == ["q4", "q5"]
+    assert dict(train.problems.counts) == {
+        "an answer that does not stand where it is said to (left out)": 1,
+        "an answer outside its passage (left out)": 2,
+        "an answer without text (left out)": 1,
+        "an answer that does not stand where it is said to (not learnt)": 1,
+    }
+    assert train.problems.first["an answer without text (left out)"] == [f"{tmp_path / 'questions.json'}, question q3"]
+    dev = examples_of(tmp_path, elsewhere)
+    assert len(dev) == 6
+    assert dev.problems.counts["an answer outside its passage (its text alone counts)"] == 2
+
+
+def test_files_that_contradict_themselves_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.json", QUESTIONS[:1] + QUESTIONS[-1:], is_impossible=True)
+    problems = read_questions(path, unanswerable=True).problems
+    assert dict(problems.counts) == {"is_impossible is otherwise than the answers (these are taken)": 1}
+
+
+def broken(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """A good file with a fault in the first question."""
+    whole = content(QUESTIONS[:1])
+    change(whole["data"][0]["paragraphs"][0]["qas"][0])
+    return whole
+
+
+TWICE = {"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "x", "question": "?", "answers": []}] * 2}]}]}
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([1], "is no SQuAD: .* has no list 'data'"),
+        ({"data": [{"title": "x"}]}, "is no SQuAD: data 0 has no list 'paragraphs'"),
+        ({"data": [{"paragraphs": [{"context": "a"}]}]}, "paragraphs 0 of data 0 has no list 'qas'"),
+        ({"data": [{"paragraphs": [{"context": "a", "qas": ["x"]}]}]}, "qas 0 of .* is no object"),
+        ({"data": []}, "has no question that can be used"),
+        (TWICE, "question x: the id x is there twice"),
+        (broken(lambda q: q.pop("id")), "a question has no id"),
+        (broken(lambda q: q.update(answers="a")), "q0: answers must be a list of objects"),
+        (broken(lambda q: q.update(answers=[{"text": "a"}])), "q0: an answer must have a text and an answer_start"),
+        (broken(lambda q: q.pop("answers")), "q0: nothing says what the answers are"),
+    ],
+)
+def test_what_is_no_squad_is_refused(tmp_path: Path, found: Any, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(found))
+    with pytest.raises(InputError, match=message):
+        read_questions(path, unanswerable=True, train=True)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.json", QUESTIONS)
+    with pytest.raises(InputError, match=r"question q15: a question without answer: that is SQuAD 2\.0"):
+        read_questions(path, unanswerable=False)
+    (tmp_path / "x.json").write_text('{"question": 1}\n{"question": 2}\n')
+    with pytest.raises(InputError, match=r"x\.json is no SQuAD: it is no JSON"):
+        read_questions(tmp_path / "x.json", unanswerable=True)
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_questions(tmp_path / "y.json", unanswerable=True)
+    with pytest.raises(InputError, match="--text is no option of squad"):
+        task_of("squad", text="x")
+
+
+# What is learnt.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_a_loops(folders: dict[str, str], tmp_path: Path, family: str) -> None:
+    tokenizing = tokenizing_of(folders[family])
+    examples = examples_of(tmp_path, train=True)
+    features = task_of().features(examples, tokenizing, None)
+    order = [int(id[1:]) for id in examples.ids]
+    expected = [w for i in order for w in windows_of(tokenizing.tokenizer, QUESTIONS[i], LENGTH, STRIDE)]
+    assert len(features) == len(expected) == features.weights.sum()
+    ids = np.split(features.tokens.ids, features.tokens.starts[1:])
+    assert [row.tolist() for row in ids] == [item["input_ids"] for item in expected]
+    for name in ("start_positions", "end_positions"):
+        assert features.labels[name].dtype == np.int64
+        assert features.labels[name].tolist() == [item[name] for item in expected]
+    assert examples.problems.counts["an answer longer than a window ([CLS])"] == 1
+    questions = np.repeat(order, [len(windows_of(tokenizing.tokenizer, QUESTIONS[i], LENGTH, STRIDE)) for i in order])
+    found = np.bincount(questions[features.labels["start_positions"] > 0], minlength=len(QUESTIONS))
+    assert found[4] == 2  # windows
+    assert np.flatnonzero(found == 0).tolist() == [7, 14, 15]
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_labels_cut_out_the_answer(folders: dict[str, str], tmp_path: Path, family: str) -> None:
+    """By the offsets of a fresh tokenizer, each answer is found whole, and no token more than it needs."""
+    tokenizing = tokenizing_of(folders[family])
+    for question in (q for q in QUESTIONS if q.answers and len(q.answers[0][0]) < 40):
+        features = task_of().features(examples_of(tmp_path, [question], train=True), tokenizing, None)
+        batch = tokenizing.tokenizer(
+            question.question, question.passage, truncation="only_second", max_length=LENGTH, stride=STRIDE,
+            return_overflowing_tokens=True, return_offsets_mapping=True,
+        )  # fmt: skip
+        starts, ends = features.labels["start_positions"], features.labels["end_positions"]
+        found = [
+            (batch["offset_mapping"][w][s][0], batch["offset_mapping"][w][e][1])
+            for w, (s, e) in enumerate(zip(starts, ends, strict=True))
+            if s
+        ]
+        assert found
+        begin, end = question.span or (0, 0)
+        for a, b in found:
+            assert a <= begin < end <= b
+            assert (b - a) - (end - begin) <= (4 if question.answers[0][0] == "aïv" else 1)
+
+
+def test_an_answer_without_a_token_is_left_out(folders: dict[str, str], tmp_path: Path) -> None:
+    """WordPiece drops control characters."""
+    passage = "the cat \u0007\u0007 sat"
+    examples = examples_of(tmp_path, [Question("a", passage, (("\u0007", 8),)), asked("b", passage, 1, 2)], train=True)
+    features = task_of().features(examples, tokenizing_of(folders["Bert"]), None)
+    assert len(features) == 1
+    assert examples.problems.counts["an answer without a token (left out)"] == 1
+
+
+def test_a_long_question_is_cut_and_counted(folders: dict[str, str], tmp_path: Path) -> None:
+    examples = examples_of(tmp_path, [asked(LONG, "the cat sat", 0, 1)], train=True)
+    features = task_of().features(examples, tokenizing_of(folders["Bert"]), None)
+    assert features.tokens.lengths.tolist() == [22 + 3 + 3]
+    (reason,) = examples.problems.counts
+    assert reason == "a question of more than 64 tokens, or half a window (cut)"
+
+
+# How it is judged.
+
+
+def answers_by_loops(folder: str, question: Question) -> tuple[dict[tuple[int, int], float], float]:
+    """Official decoding with a stock model: the score of each span, and the least one of none."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    found: dict[tuple[int, int], float] = {}
+    null = math.inf
+    batch = tokenizer(
+        question.question, question.passage, truncation="only_second", max_length=LENGTH, stride=STRIDE,
+        return_overflowing_tokens=True, return_offsets_mapping=True,
+    )  # fmt: skip
+    for i in range(len(batch["input_ids"])):
+        names = [name for name in tokenizer.model_input_names if name in batch]
+        with torch.no_grad():
+            output = model(**{name: torch.tensor([batch[name][i]]) for name in names})
+        start, end = output.start_logits[0].tolist(), output.end_logits[0].tolist()
+        null = min(null, start[0] + end[0])
+        passage = [t for t, sequence in enumerate(batch.sequence_ids(i)) if sequence == 1]
+        for s in sorted(passage, key=lambda t: -start[t])[:20]:
+            for e in sorted(passage, key=lambda t: -end[t])[:20]:
+                if s <= e < s + LONGEST_ANSWER:
+                    where = batch["offset_mapping"][i][s][0], batch["offset_mapping"][i][e][1]
+                    if where[0] < where[1]:
+                        found[where] = max(found.get(where, -math.inf), start[s] + end[e])
+    return found, null
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_the_official_decodings(folders: dict[str, str], tmp_path: Path, family: str) -> None:
+    examples = examples_of(tmp_path)
+    scores = judge(folders[family], task_of(), examples)
+    threshold = scores.decided["null_threshold"]
+    for id, ((_, passage), prediction) in zip(
+        examples.ids, zip(examples.inputs, scores.predictions, strict=True), strict=True
+    ):
+        expected, null = answers_by_loops(folders[family], QUESTIONS[int(id[1:])])
+        assert prediction["null_score"] == pytest.approx(null, rel=1e-4, abs=1e-4)
+        spans = [answer for answer in prediction["n_best"] if answer["answer"]]
+        best = sorted(expected.values(), reverse=True)[:20]
+        np.testing.assert_allclose([span["score"] for span in spans], best, rtol=1e-4, atol=1e-4)
+        for span in spans:
+            where = span["start"], span["end"]
+            assert span["answer"] == passage[slice(*where)]
+            assert span["score"] == pytest.approx(expected[where], rel=1e-4, abs=1e-4)
+        assert (prediction["answer"] == "") == (null - best[0] > threshold)
+        assert sum(answer["probability"] for answer in prediction["n_best"]) == pytest.approx(1)
+
+
+def test_figures_are_those_of_the_official_files(folders: dict[str, str], tmp_path: Path) -> None:
+    examples = examples_of(tmp_path)
+    task = task_of()
+    task.decided = {"null_threshold": 0.25}
+    scores = judge(folders["Bert"], task, examples)
+    files = task.official(examples, scores)
+    for ending, text in files.items():
+        (tmp_path / f"p{ending}").write_text(text)
+    data = tmp_path / "questions.json"
+    found = evaluate(tmp_path / "p.json", data, "squad2")
+    for name in ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"):
+        assert 100 * scores.metrics[name] == pytest.approx(found[name])
+    assert scores.decided == {"null_threshold": 0.25}
+    odds = json.loads((tmp_path / "p.null-odds.json").read_text())
+    answers = json.loads((tmp_path / "p.json").read_text())
+    assert {id for id, odd in odds.items() if odd > 0.25} == {id for id, text in answers.items() if text == ""}
+    best = {id: next(a["answer"] for a in p["n_best"] if a["answer"])
+            for id, p in zip(examples.ids, scores.predictions, strict=True)}  # fmt: skip
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    found = evaluate(tmp_path / "best.json", data, "squad2", tmp_path / "p.null-odds.json")
+    assert 100 * scores.metrics["best_f1"] == pytest.approx(found["best_f1"])
+    assert 100 * scores.metrics["best_exact"] == pytest.approx(found["best_exact"])
+    low, high = scores.intervals(200)["f1"]
+    assert low <= scores.metrics["f1"] <= high
+
+
+def test_a_threshold_is_tuned_where_none_is_decided(folders: dict[str, str], tmp_path: Path) -> None:
+    scores = judge(folders["Bert"], task_of(), examples_of(tmp_path))
+    assert scores.metrics["f1"] == pytest.approx(scores.metrics["best_f1"])
+    assert math.isfinite(scores.decided["null_threshold"])
+
+
+def test_the_loss_is_the_heads(folders: dict[str, str], tmp_path: Path) -> None:
+    examples = examples_of(tmp_path)
+    scores = judge(folders["Bert"], task_of(), examples)
+    tokenizer = AutoTokenizer.from_pretrained(folders["Bert"])
+    model = AutoModelForQuestionAnswering.from_pretrained(folders["Bert"]).eval()
+    items = list(chain.from_iterable(windows_of(tokenizer, question, LENGTH, STRIDE) for question in QUESTIONS))
+    with torch.no_grad():
+        losses = [float(model(**{name: torch.tensor([v]) for name, v in item.items()}).loss) for item in items]
+    assert scores.loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_questions_without_known_answers_are_predicted(folders: dict[str, str], tmp_path: Path) -> None:
+    known = examples_of(tmp_path, QUESTIONS[:4])
+    unknown = Examples("x")
+    for item, place, id in zip(known.inputs, known.places, known.ids, strict=True):
+        unknown.add(item, None, place, id)
+    task = task_of("squad")
+    scores, expected = (judge(folders["Bert"], task, examples) for examples in (unknown, known))
+    assert scores.metrics == {}
+    assert scores.predictions == expected.predictions
+    assert set(expected.metrics) == {"exact_match", "f1"}
+    assert "null_score" not in expected.predictions[0]
+    assert json.loads(task.write_test(unknown, scores)[1]) == {
+        id: prediction["answer"] for id, prediction in zip(known.ids, expected.predictions, strict=True)
+    }
+
+
+def test_an_empty_passage_has_no_answer(folders: dict[str, str], tmp_path: Path) -> None:
+    scores = judge(folders["Bert"], task_of(), examples_of(tmp_path, [Question("a", "", ()), QUESTIONS[0]]))
+    assert scores.predictions[0]["answer"] == ""
+    assert "NaN" not in json.dumps(scores.predictions)
+
+
+# A run.
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of another task."""
+    return checkpoint(tmp_path_factory.mktemp("base"), "BertForSequenceClassification", num_labels=3)
+
+
+def test_a_run_evaluates_and_predicts_alike(base: str, tmp_path: Path, run: Run) -> None:
+    train = [
+        asked(f"the {word} ?", passage, i, i + 2)
+        for passage in (DOCUMENTS[0], DOCUMENTS[3])
+        for i, word in enumerate("ab")
+    ]
+    dev = write(tmp_path / "dev.json", QUESTIONS)
+    output = tmp_path / "run"
+    status, _, err = run(
+        "finetune", "squad2", "--model", base, "--data", write(tmp_path / "train.json", train + QUESTIONS[-2:]),
+        "--dev", dev, "-o", output, "--epochs", 2, "--batch-size", 4, "--max-length", LENGTH, "--doc-stride", STRIDE,
+        "--learning-rate", "1e-3", "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "squad2: 2 labels, start, end" in err
+    config = AutoConfig.from_pretrained(output / "model")
+    assert labels_of(config) == ["start", "end"]
+    results = json.loads((output / "results.json").read_text())["splits"]["dev"]
+    found = evaluate(output / "dev-predictions.json", dev, "squad2")
+    assert 100 * results["metrics"]["f1"] == pytest.approx(found["f1"])
+    about = json.loads((output / "model" / registry.FILE).read_text())
+    assert (
+        about["decided"] == results["decided"] == {"null_threshold": pytest.approx(about["decided"]["null_threshold"])}
+    )
+
+    # Some are to have an answer and some none, whatever was learnt.
+    odds = json.loads((output / "dev-predictions.null-odds.json").read_text())
+    threshold = float(np.mean(sorted(odds.values())[7:9]))
+    (output / "model" / registry.FILE).write_text(json.dumps({**about, "decided": {"null_threshold": threshold}}))
+    status, out, err = run("evaluate", output, "--data", dev, "--predictions", tmp_path / "p.jsonl", "--json")
+    assert status == 0, err
+    assert json.loads(out)["splits"]["dev"]["decided"] == {"null_threshold": threshold}
+    evaluated = json.loads((tmp_path / "p.json").read_text())
+    assert sum(text == "" for text in evaluated.values()) == len(QUESTIONS) // 2
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(QUESTIONS)))
+    status, _, err = run(
+        "predict", output / "model", tmp_path / "q.jsonl", "-o", tmp_path / "out.jsonl", "--id-key", "id"
+    )
+    assert status == 0, err
+    predicted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["answer"] for row in predicted} == evaluated
+    details = {row["id"]: row for row in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
+    for row in predicted:
+        assert row["score"] == pytest.approx(details[row["id"]]["score"], rel=1e-4, abs=1e-4)
+        assert row["probability"] == pytest.approx(details[row["id"]]["probability"], rel=1e-3)
+
+
+def test_predict_reads_other_columns(folders: dict[str, str], tmp_path: Path, run: Run) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"q": "the cat", "p": "a dog ran"}) + "\n")
+    options = ("-o", tmp_path / "o.jsonl", "--question", "q", "--passage", "p")
+    status, _, err = run("predict", folders["Bert"], tmp_path / "q.jsonl", *options)
+    assert status == 0, err
+    answer = fastbert.Answerer.from_pretrained(folders["Bert"]).answer("the cat", "a dog ran")
+    assert json.loads((tmp_path / "o.jsonl").read_text())["answer"] == answer.text
+
+
+def without_padding(model: Any) -> None:
+    """Padding takes no share of the softmax, as in ours; else a loss depends on the longest row of its batch."""
+    masks: list[torch.Tensor] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    model.qa_outputs.register_forward_hook(
+        lambda module, args, logits: logits.masked_fill(masks[-1][..., None] == 0, -1000.0)
+    )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_fifty_steps_are_those_of_stock_transformers(base: str, tmp_path: Path, padded: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    passages = (DOCUMENTS[0], DOCUMENTS[3]) if padded else DOCUMENTS[:1]
+    questions = [
+        asked(f"the {word} ?", passage, i, i + 2)
+        for passage in passages
+        for i, word in enumerate(("a", "cat", "dog", "ran"))
+    ]
+    if padded:
+        questions += [asked("what", LONG.strip(), i, i + 3) for i in (0, 30, 60, 90)]
+    items = [w for question in questions for w in windows_of(tokenizer, question, LENGTH, STRIDE)]
+    assert (len({len(item["input_ids"]) for item in items}) > 1) == padded
+    dev = write(tmp_path / "dev.json", QUESTIONS[:2])
+    task = task_of("squad", train=str(write(tmp_path / "train.json", questions)), dev=str(dev))
+    tuning = Tuning(
+        base, epochs=200 / len(items), batch_size=4, learning_rates=(5e-4,), max_length=LENGTH, doc_stride=STRIDE,
+        dropout=0.0, log_every=1,
+    )  # fmt: skip
+    change = without_padding if padded else lambda model: None
+    packed, stock = both_curves(task, tuning, items, DataCollatorWithPadding(tokenizer), tmp_path, change)
+    assert len(packed) == 50
+    assert np.mean(packed[-10:]) < 0.9 * np.mean(packed[:10])
+    np.testing.assert_allclose(packed, stock, rtol=1e-4)
