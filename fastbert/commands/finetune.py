@@ -70,6 +70,14 @@ def finetune(
         typer.Option(help="What is computed in.", show_default="bf16 on a GPU, fp32 on a CPU"),
     ] = None,
     keep_head: Annotated[bool, typer.Option("--keep-head", help="Begin with the checkpoint's own head.")] = False,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Of ner and tag: train no weight of the checkpoint, but a BiLSTM over its hidden states: embeddings,"
+            " second-to-last, last, weighted-sum, last-4-sum, last-4-concat."
+        ),
+    ] = None,
+    features_memory: Annotated[float, typer.Option(min=0, help="GiB that hidden states may take.")] = 4.0,
     accumulation: Annotated[int, typer.Option(min=1, help="Batches of each process in a step.")] = 1,
     eval_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="an epoch")
@@ -101,9 +109,11 @@ def finetune(
     import torch
 
     from fastbert.tasks import registry
+    from fastbert.tasks.frozen import RECIPE as FROZEN
     from fastbert.tasks.task import Given
     from fastbert.training import reporting
     from fastbert.training.finetuning import Finetuning
+    from fastbert.training.frozen import FrozenRun
     from fastbert.training.tuning import Tuning
 
     target = None if device is None else torch_device(device)
@@ -111,7 +121,7 @@ def finetune(
     names = None if labels is None else tuple(name.strip() for name in labels.split(","))
     given = Given(train=data, dev=dev, text=text, pair=pair, label=label, separator=separator, labels=names)
     made = registry.make(task, given)
-    recipe = made.recipe
+    recipe = made.recipe if features is None else FROZEN
     rates = [recipe.learning_rate] if learning_rate is None else numbers("--learning-rate", learning_rate)
     tuning = Tuning(
         model=model,
@@ -133,9 +143,11 @@ def finetune(
         log_every=log_every,
         non_finite_loss=non_finite_loss.value,
     )
-    run = Finetuning(
-        made, tuning, output, dev_share=dev_share, device=target, reporters=reporting.callbacks(report_to or ())
-    )
+    options = {"dev_share": dev_share, "device": target, "reporters": reporting.callbacks(report_to or ())}
+    if features is None:
+        run = Finetuning(made, tuning, output, **options)
+    else:
+        run = FrozenRun(made, tuning, output, features, memory=features_memory, **options)
     run()
     if test:
         run.write_tests()

@@ -56,6 +56,7 @@ class Shared:
         *,
         suffixes: Sequence[str] = (".jsonl",),
         column: str = "",
+        words: bool = False,
         **options: Any,
     ) -> None:
         """Run a file through an engine into another one.
@@ -65,6 +66,7 @@ class Shared:
             keys: columns with the texts, by the options that name them.
             record: what a row of .jsonl has for a result, besides the id.
             suffixes, column: of `formats.format_of`.
+            words: of `Rows`.
             options: of the engine.
 
         Raises:
@@ -78,7 +80,7 @@ class Shared:
             return {"id": row.id, **record(result)}
 
         form = format_of(output, suffixes, record=whole, column=column)
-        rows = Rows(path, keys, self.id_key, self.format)
+        rows = Rows(path, keys, self.id_key, self.format, words=words)
         run = StreamedRun(rows, output, form, resume=self.resume, force=self.force, window=self.window)
         if run.finished:
             return

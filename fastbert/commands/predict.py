@@ -9,6 +9,7 @@ import typer
 from fastbert.commands.judged import JsonLinesOption, Shared, with_shared_options
 from fastbert.commands.options import Model
 from fastbert.commands.streamed import TextsArgument
+from fastbert.errors import InputError
 
 
 @with_shared_options
@@ -33,11 +34,14 @@ def predict(
     from fastbert.tasks.task import Given
 
     found = registry.load(model, Given(text=text, pair=pair))
-    engine, record, options = predictor(model, load_config(model))
     columns = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair})
+    about = None
     if found is not None:
         task, about = found
+        if "features" in about:
+            raise InputError(f"{model} is a BiLSTM over a frozen encoder, which `fastbert evaluate` alone runs")
         columns = dict(task.columns) or columns
         if shared.max_length is None:
             shared = replace(shared, max_length=about["max_length"])
-    shared.run(engine, model, texts, columns, output, record, **options)
+    engine, record, options = predictor(model, load_config(model), about)
+    shared.run(engine, model, texts, columns, output, record, words=engine == "Tagger", **options)

@@ -15,15 +15,16 @@ _NOT_UTF8 = "not UTF-8 (read with \ufffd for what is not)"
 
 
 class Row(NamedTuple):
-    """Attributes: id: what stands at the id key, or the number of the row, from 0.  texts: one for each key."""
+    """Attributes: id: what stands at the id key, or the number of the row, from 0.  texts, or words: one for each key."""
 
     id: Any
-    texts: tuple[str, ...]
+    texts: tuple[Any, ...]
 
     @property
     def item(self) -> Item:
         """What an engine takes: a text, or several."""
-        return self.texts[0] if len(self.texts) == 1 else self.texts
+        item: Item = self.texts[0] if len(self.texts) == 1 else self.texts
+        return item
 
 
 class Rows:
@@ -37,6 +38,7 @@ class Rows:
         keys: columns with the texts, by the options that name them. A text file has one.
         id_key: the column with the ids.
         format: as in `Records`.
+        words: a list of words is one, too, where a text is wanted.
 
     Attributes:
         name, size, number, read, problems: of `Records`.
@@ -51,8 +53,10 @@ class Rows:
         keys: Mapping[str, str] = TEXT_KEYS,
         id_key: str | None = None,
         format: str | None = None,
+        *,
+        words: bool = False,
     ) -> None:
-        self.keys, self.id_key = dict(keys), id_key
+        self.keys, self.id_key, self._words = dict(keys), id_key, words
         self._records = Records(path, self.keys if id_key is None else {**self.keys, "--id-key": id_key}, format)
         self.name, self.size = self._records.name, self._records.size
         if self._records.can_be_read_again:
@@ -82,13 +86,19 @@ class Rows:
     def _row(self, number: int, record: Mapping[str, Any] | None, where: str) -> Row:
         if record is None:
             return Row(None if self.id_key else number, ("",) * len(self.keys))
-        texts = tuple(as_text(record, key, where, self.problems) for key in self.keys.values())
+        texts = tuple(self._text(record, key, where) for key in self.keys.values())
         if self.id_key is None:
             return Row(number, texts)
         name = record.get(self.id_key)
         if name is None:
             self.problems.add(f"no id at {self.id_key!r}", where)
         return Row(name, texts)
+
+    def _text(self, record: Mapping[str, Any], key: str, where: str) -> Any:
+        value = record.get(key)
+        if self._words and isinstance(value, list) and all(isinstance(word, str) for word in value):
+            return tuple(as_unicode(word, where, self.problems) for word in value)
+        return as_text(record, key, where, self.problems)
 
 
 def as_text(record: Mapping[str, Any], key: str, where: str, problems: Problems) -> str:
@@ -97,6 +107,11 @@ def as_text(record: Mapping[str, Any], key: str, where: str, problems: Problems)
     if not isinstance(text, str):
         problems.add(f"no text at {key!r} (taken as empty)", where)
         return ""
+    return as_unicode(text, where, problems)
+
+
+def as_unicode(text: str, where: str, problems: Problems) -> str:
+    """With U+FFFD, and a problem, for what no encoding of Unicode can hold."""
     if not text.isascii() and _SURROGATE.search(text):
         problems.add(_NOT_UTF8, where)
         return _SURROGATE.sub("\ufffd", text)

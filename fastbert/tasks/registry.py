@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import InputError
-from fastbert.tasks import glue, sequences
+from fastbert.tasks import glue, sequences, tagging
 from fastbert.tasks.task import Given, Task
 
 FILE = "fastbert_task.json"  # in a tuned model's folder
 TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(glue.TASKS, glue.GlueTask),
     **dict.fromkeys(sequences.PROBLEMS, sequences.SequenceTask),
+    **dict.fromkeys(tagging.TASKS, tagging.TaggingTask),
 }
 
 

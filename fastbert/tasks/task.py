@@ -135,6 +135,10 @@ class Task(abc.ABC):
             InputError: if there is nothing to learn, or a label cannot be.
         """
 
+    def tokenizer(self, loaded: Any) -> Any:
+        """A checkpoint's tokenizer as the task needs it, and as it is saved with the model."""
+        return loaded
+
     @abc.abstractmethod
     def features(self, examples: Examples, tokenizing: Tokenizing, config: Any) -> Features:
         """What to train on.
