@@ -78,8 +78,8 @@ def evaluate_task(
         raise InputError(f"{data} has no labels: `fastbert predict` writes what the model says")
     bilstm = frozen.WordLSTM.load(Path(name)).to(target) if frozen.is_frozen(name) else None
     if bilstm is None:
-        loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=())).to(target)
-        config = loaded.config
+        loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=()))
+        loaded, config = loaded.to(target), loaded.config
     else:
         loaded, config = frozen.encoder_of(bilstm.about.encoder, target), frozen.config_of(bilstm.about)
     tokenizer = made.tokenizer(load_tokenizer(name if bilstm is None else bilstm.about.encoder))

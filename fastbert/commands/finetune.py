@@ -1,7 +1,7 @@
 """fastbert finetune: a checkpoint for a task."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -143,7 +143,11 @@ def finetune(
         log_every=log_every,
         non_finite_loss=non_finite_loss.value,
     )
-    options = {"dev_share": dev_share, "device": target, "reporters": reporting.callbacks(report_to or ())}
+    options: dict[str, Any] = {
+        "dev_share": dev_share,
+        "device": target,
+        "reporters": reporting.callbacks(report_to or ()),
+    }
     if features is None:
         run = Finetuning(made, tuning, output, **options)
     else:

@@ -15,7 +15,7 @@ _NOT_UTF8 = "not UTF-8 (read with \ufffd for what is not)"
 
 
 class Row(NamedTuple):
-    """Attributes: id: what stands at the id key, or the number of the row, from 0.  texts, or words: one for each key."""
+    """Attributes: id: what stands at the id key, or the number of the row, from 0.  texts: one for each key."""
 
     id: Any
     texts: tuple[Any, ...]

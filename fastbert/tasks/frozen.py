@@ -183,12 +183,15 @@ def is_frozen(folder: str) -> bool:
 
 def encoder_of(name: str, device: torch.device) -> Any:
     """The encoder alone, patched. Raises: InputError, see `load_model`."""
-    return fastbert.patch(load_model(AutoModel, name)).to(device)
+    model: Any = fastbert.patch(load_model(AutoModel, name))
+    return model.to(device)
 
 
 def config_of(about: About) -> Any:
     """The encoder's configuration with the tags as its labels."""
-    return AutoConfig.from_pretrained(about.encoder, **head_of(about.labels, "single_label_classification"))
+    head = head_of(about.labels, "single_label_classification")
+    del head["num_labels"]  # as many as there are names
+    return AutoConfig.from_pretrained(about.encoder, **head)
 
 
 @torch.inference_mode()

@@ -40,9 +40,9 @@ class TagCounts:
         counts: dict[str, list[tuple[int, int]]] = {}
         for i, pair in enumerate(zip(true, predicted, strict=True)):
             ours, theirs = (set(units(tags, self.schemed)) for tags in reversed(pair))
-            for kind, found in ((_RIGHT, ours & theirs), (_PREDICTED, ours), (_TRUE, theirs)):
+            for which, found in ((_RIGHT, ours & theirs), (_PREDICTED, ours), (_TRUE, theirs)):
                 for unit in found:
-                    counts.setdefault(unit.type, []).append((i, kind))
+                    counts.setdefault(unit.type, []).append((i, which))
         known = {unit.type for label in labels for unit in units([label], self.schemed)}
         self.types = sorted(known | counts.keys())
         self._counts_IC3 = np.zeros((len(true), len(self.types), 3), np.int64)

@@ -121,6 +121,10 @@ class TaggingTask(Task):
         """The tags, where they are of a scheme, as the model has them; what is wrong in the scheme is counted."""
         require("seqeval", to="train on tags")
         sentences = [tags for tags in examples.labels if tags is not None]
+        if has_scheme(tag for tags in sentences for tag in tags):
+            for tags, place in zip(examples.labels, examples.places, strict=True):
+                if wrong := [tag for tag in tags or () if not is_tag(tag)]:
+                    raise InputError(f"{place}: the tag {wrong[0]!r} is none like B-PER, as others are")
         scheme = self._schemes[examples.name] = scheme_of(sentences)
         if scheme is None:
             odd = next((tag for tags in sentences for tag in tags if tag != OUTSIDE), None)
@@ -132,8 +136,6 @@ class TaggingTask(Task):
         for i, tags in enumerate(examples.labels):
             if tags is None:
                 continue
-            if wrong := [tag for tag in tags if not is_tag(tag)]:
-                raise InputError(f"{examples.places[i]}: the tag {wrong[0]!r} is none of {scheme}, as others are")
             if not is_valid(tags, scheme):
                 examples.problems.add(f"tags that are not {scheme} (read as conlleval does)", examples.places[i])
             examples.labels[i] = written(spans(tags), len(tags), IOB2)
@@ -157,7 +159,7 @@ class TaggingTask(Task):
     def tokenizer(self, loaded: Any) -> Any:
         """Byte-level ones begin every word with a blank, as they do inside a text."""
         backend = getattr(loaded, "backend_tokenizer", None)
-        first = getattr(backend, "pre_tokenizer", None)
+        first: Any = getattr(backend, "pre_tokenizer", None)
         if hasattr(first, "add_prefix_space") and not first.add_prefix_space:
             first.add_prefix_space = loaded.add_prefix_space = True
             loaded.init_kwargs["add_prefix_space"] = True

@@ -40,7 +40,9 @@ class Words:
     def numbers(self) -> npt.NDArray[np.int64]:
         """(M,) which of the N words these are."""
         starts = self.lengths.cumsum() - self.lengths
-        return starts[sentence_of(self.tokens)[self.at]] + self.tokens.offsets[self.at, 0]
+        at = self.at
+        numbers: npt.NDArray[np.int64] = starts[sentence_of(self.tokens)[at]] + self.tokens.offsets[at, 0]
+        return numbers
 
 
 def encode(sentences: Sequence[Sequence[str]], tokenizing: Tokenizing) -> Words:

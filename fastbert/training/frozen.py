@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import get_linear_schedule_with_warmup
 
@@ -69,7 +70,8 @@ class FrozenRun(Finetuning):
         return {**super().saved_of_model(), "features": self._kind}
 
     def _summary(self, features: Features, judges: Mapping[str, Judge]) -> list[tuple[str, str]]:
-        words = sum(len(firsts(read.tokens)) for read in (features, *judges.values()))  # type: ignore[arg-type]
+        tokens: list[Any] = [features.tokens, *(judge.tokens for judge in judges.values())]
+        words = sum(len(firsts(each)) for each in tokens)
         about = self._about
         size = words * about.kept * about.hidden * BYTES / _GIB
         what = f"{self._kind}: {words:,} words x {about.kept} x {about.hidden}, {size:.3g} GiB"
@@ -81,49 +83,15 @@ class FrozenRun(Finetuning):
         return [*super()._summary(features, judges), ("features", f"{what} in memory; the encoder is frozen")]
 
     def _train(self, training: Training, features: Features, judges: Mapping[str, Judge]) -> dict[str, Any]:
-        folder, tuning = self._folder(training), self.tuning
+        folder = self._folder(training)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         start = time.perf_counter()
         if not self._read_vectors:
             self._read_vectors = self._vectors({"": features.tokens, **{n: j.tokens for n, j in judges.items()}})
-        read = self._read_vectors[""]
-        labels_M = torch.from_numpy(features.labels["labels"][read.at])
         torch.manual_seed(training.seed)
-        model = WordLSTM(self._about, _DROPOUT if tuning.dropout is None else tuning.dropout).to(self._device)
-        optimizer = torch.optim.AdamW(model.parameters(), training.learning_rate, weight_decay=tuning.weight_decay)
-        an_epoch = -(-len(read.lengths) // tuning.batch_size)
-        steps = max(1, round(tuning.epochs * an_epoch))
-        schedule = get_linear_schedule_with_warmup(optimizer, round(tuning.warmup * steps), steps)
-        total, since, words = 0.0, 0, 0
-        with progress("training", steps, "steps") as advance:
-            for step in range(steps):
-                order = np.random.default_rng([training.seed, step // an_epoch]).permutation(len(read.lengths))
-                place = step % an_epoch * tuning.batch_size
-                rows, lengths = read.of(order[place : place + tuning.batch_size])
-                if lengths:
-                    model.train()
-                    values = torch.from_numpy(read.values[rows]).to(self._device).float()
-                    logits = model(values, lengths)
-                    loss = torch.nn.functional.cross_entropy(logits, labels_M[rows].to(self._device))
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), tuning.clip or math.inf)
-                    if not math.isfinite(loss.item() + norm.item()):
-                        raise InputError(f"the loss or its gradient is not finite at step {step + 1:,}")
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    total, since, words = total + loss.item(), since + 1, words + len(rows)
-                rate = schedule.get_last_lr()[0]
-                schedule.step()
-                advance(1)
-                if since and (step + 1) % tuning.log_every == 0:
-                    record = {"loss": total / since, "learning_rate": rate, "grad_norm": norm.item(), "words": words}
-                    logs.append(folder / logs.LOG, {"step": step + 1, **record, "time": time.time()})
-                    total, since, words = 0.0, 0, 0
-                if step + 1 == steps or (step + 1) % (tuning.eval_every or an_epoch) == 0:
-                    scores = self.judge(model, judges)
-                    found = {f"eval_{name}": value for name, value in figures_of(scores).items()}
-                    logs.append(folder / logs.LOG, {"step": step + 1, **found, "time": time.time()})
+        model = WordLSTM(self._about, _DROPOUT if self.tuning.dropout is None else self.tuning.dropout)
+        scores, steps = self._fit(model.to(self._device), training, features.labels["labels"], judges)
         model.save(folder / files.MODEL)
         result = {
             "training": training.name,
@@ -134,6 +102,54 @@ class FrozenRun(Finetuning):
         }
         self._keep(folder, result, scores)
         return result
+
+    def _fit(
+        self, model: WordLSTM, training: Training, labels_T: npt.NDArray[np.int64], judges: Mapping[str, Judge]
+    ) -> tuple[dict[str, Scores], int]:
+        """Train, and log. Returns: scores after the last step, and how many steps there were."""
+        tuning, read, log = self.tuning, self._read_vectors[""], self._folder(training) / logs.LOG
+        labels_M = torch.from_numpy(labels_T[read.at])
+        optimizer = torch.optim.AdamW(model.parameters(), training.learning_rate, weight_decay=tuning.weight_decay)
+        sentences = len(read.lengths)
+        an_epoch = -(-sentences // tuning.batch_size)
+        steps = max(1, round(tuning.epochs * an_epoch))
+        schedule = get_linear_schedule_with_warmup(optimizer, round(tuning.warmup * steps), steps)
+        losses: list[float] = []  # since the last log
+        scores: dict[str, Scores] = {}
+        with progress("training", steps, "steps") as advance:
+            for step in range(1, steps + 1):
+                epoch, place = divmod(step - 1, an_epoch)
+                order = np.random.default_rng([training.seed, epoch]).permutation(sentences)
+                rows, lengths = read.of(order[place * tuning.batch_size : (place + 1) * tuning.batch_size])
+                if lengths:
+                    loss, norm = self._backward(model, read.values[rows], labels_M[rows], lengths)
+                    if not math.isfinite(loss + norm):
+                        raise InputError(f"the loss or its gradient is not finite at step {step:,}")
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    losses.append(loss)
+                record = {"learning_rate": schedule.get_last_lr()[0], "time": time.time()}
+                schedule.step()
+                advance(1)
+                if losses and step % tuning.log_every == 0:
+                    logs.append(log, {"step": step, "loss": float(np.mean(losses)), "grad_norm": norm, **record})
+                    losses = []
+                if step == steps or step % (tuning.eval_every or an_epoch) == 0:
+                    scores = self.judge(model, judges)
+                    found = {f"eval_{name}": value for name, value in figures_of(scores).items()}
+                    logs.append(log, {"step": step, **found, "time": time.time()})
+        return scores, steps
+
+    def _backward(
+        self, model: WordLSTM, values: npt.NDArray[np.float16], labels_M: torch.Tensor, lengths: list[int]
+    ) -> tuple[float, float]:
+        """Returns: the loss, a mean over words, and its gradient's norm before it is clipped."""
+        model.train()
+        logits_MC = model(torch.from_numpy(values).to(self._device).float(), lengths)
+        loss = torch.nn.functional.cross_entropy(logits_MC, labels_M.to(self._device))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.tuning.clip or math.inf)
+        return loss.item(), norm.item()
 
     def _vectors(self, tokens: Mapping[str, Any]) -> dict[str, Vectors]:
         engine = Engine(encoder_of(self.tuning.model, self._device), self.tokenizer, max_length=self.tuning.max_length)
