@@ -22,8 +22,8 @@ def test_the_same_entities_in_every_scheme(scheme: str) -> None:
     tags = WRITTEN[scheme].split()
     assert spans(tags) == ENTITIES
     assert written(ENTITIES, 8, scheme) == tags
-    assert is_valid(tags, scheme)
-    assert not any(is_valid(WRITTEN[other].split(), scheme) for other in SCHEMES if other != scheme)
+    assert is_valid(tags, ENTITIES, scheme)
+    assert not any(is_valid(WRITTEN[other].split(), ENTITIES, scheme) for other in SCHEMES if other != scheme)
     assert scheme_of([["O", "O"], tags]) == scheme
 
 
@@ -44,8 +44,9 @@ def test_the_same_entities_in_every_scheme(scheme: str) -> None:
 def test_what_is_wrong_is_seen_and_read_as_conlleval_does(
     scheme: str, tags: str, entities: list[tuple[str, int, int]]
 ) -> None:
-    assert not is_valid(tags.split(), scheme)
-    assert spans(tags.split()) == entities
+    found = spans(tags.split())
+    assert found == entities
+    assert not is_valid(tags.split(), found, scheme)
 
 
 def test_a_scheme_is_known_by_its_sentences() -> None:

@@ -136,9 +136,10 @@ class TaggingTask(Task):
         for i, tags in enumerate(examples.labels):
             if tags is None:
                 continue
-            if not is_valid(tags, scheme):
+            entities = spans(tags)
+            if not is_valid(tags, entities, scheme):
                 examples.problems.add(f"tags that are not {scheme} (read as conlleval does)", examples.places[i])
-            examples.labels[i] = written(spans(tags), len(tags), IOB2)
+            examples.labels[i] = written(entities, len(tags), IOB2)
         examples.notes.append(
             f"{examples.name}: tags are {scheme}{'' if scheme == IOB2 else f', for the model {IOB2}'}"
         )

@@ -84,9 +84,10 @@ def scheme_of(sentences: Sequence[Sequence[str]]) -> str | None:
         return BILOU
     if letters & set("ES"):
         return BIOES
-    return min((IOB2, IOB1), key=lambda scheme: sum(not is_valid(tags, scheme) for tags in sentences))
+    pairs = [(tags, spans(tags)) for tags in sentences]
+    return min((IOB2, IOB1), key=lambda scheme: sum(not is_valid(*pair, scheme) for pair in pairs))
 
 
-def is_valid(tags: Sequence[str], scheme: str) -> bool:
+def is_valid(tags: Sequence[str], entities: Iterable[Span], scheme: str) -> bool:
     """Whether the scheme writes a sentence's entities just so."""
-    return written(spans(tags), len(tags), scheme) == list(tags)
+    return written(entities, len(tags), scheme) == list(tags)
