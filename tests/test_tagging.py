@@ -403,7 +403,6 @@ def tuned(folder: Path, model: str, **options: Any) -> tuple[Finetuning, Path]:
     return run, run()
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["Bert", "Roberta"])
 def test_a_run_and_its_predictions(
     tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -439,7 +438,6 @@ def test_a_run_and_its_predictions(
         assert [(e["entity_group"], e["word"]) for e in entities] == [(e["type"], e["text"]) for e in line["entities"]]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_text_is_tagged_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,7 +452,6 @@ def test_text_is_tagged_too(
     assert is_one_line(err)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_words_in_one_entity_are_neighbours(tmp_path: Path) -> None:
     """A word that is no token parts two others; and without joining, each word is by itself."""
     from fastbert import Tagger
@@ -471,7 +468,6 @@ def test_words_in_one_entity_are_neighbours(tmp_path: Path) -> None:
     assert [e.text for e in tagger.predict([words])[0]] == ["cats-dogs", "mat", "birds"]
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["Bert", "Roberta"])
 def test_the_loss_curve_is_that_of_padded_batches(tmp_path: Path, family: str) -> None:
     base = checkpoint(tmp_path / "base", f"{family}Model", layer_norm_eps=1e-5)
