@@ -62,7 +62,7 @@ def evaluate_task(
     from fastbert.inference.encoding import takes_types
     from fastbert.inference.engine import Engine
     from fastbert.inference.loading import load_model, load_tokenizer
-    from fastbert.tasks import registry
+    from fastbert.tasks import frozen, registry
     from fastbert.tasks.features import Tokenizing
     from fastbert.tasks.task import DEV, Given, columns_of
     from fastbert.training.finetuning import described, length_of, write_predictions
@@ -83,19 +83,28 @@ def evaluate_task(
         raise InputError(f"{data} has no dev data of {made.name}")
     if not all(examples.labelled for examples in splits.values()):
         raise InputError(f"{data} has no labels: `fastbert predict` writes what the model says")
-    loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=()))
-    loaded.to(target)
-    tokenizer = load_tokenizer(name)
+    bilstm = frozen.WordLSTM.load(Path(name)).to(target) if frozen.is_frozen(name) else None
+    if bilstm is None:
+        loaded: Any = fastbert.patch(load_model(made.auto, name, may_miss=()))
+        loaded, config = loaded.to(target), loaded.config
+    else:
+        loaded, config = frozen.encoder_of(bilstm.about.encoder, target), frozen.config_of(bilstm.about)
+    tokenizer = made.tokenizer(load_tokenizer(name if bilstm is None else bilstm.about.encoder))
     length = length_of(max_length or about.get("max_length"), made, loaded, tokenizer)
     stride = about.get("doc_stride", Tokenizing.doc_stride)
     tokenizing = Tokenizing(tokenizer, length, takes_types(loaded, tokenizer), stride)
     number = (dtype or (Precision.fp32 if target.type == "cpu" else Precision.bf16)).value
     scores = {}
     for split, examples in splits.items():
-        judge = made.judge(examples, tokenizing, loaded.config)
+        judge = made.judge(examples, tokenizing, config)
         engine = Engine(loaded, tokenizer, max_length=length)
         with mixed(target, number), progress("evaluating", len(judge.tokens.ids), "tokens") as advance:
-            scores[split] = judged(engine, judge, progress=advance)
+            if bilstm is None:
+                scores[split] = judged(engine, judge, progress=advance)
+            else:
+                scores[split] = frozen.evaluated(bilstm, engine, judge, advance)
+        for words in examples.notes:
+            note(words)
         for reason, count in examples.problems.counts.items():
             note(f"{count:,} x {reason}, as {examples.problems.first[reason][0]}")
     found_here = described(scores, {"model": name, "data": data, "task": made.name, "dtype": number})

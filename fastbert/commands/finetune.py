@@ -1,7 +1,7 @@
 """fastbert finetune: a checkpoint for a task."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,6 +77,14 @@ def finetune(
         typer.Option(help="What is computed in.", show_default="bf16 on a GPU, fp32 on a CPU"),
     ] = None,
     keep_head: Annotated[bool, typer.Option("--keep-head", help="Begin with the checkpoint's own head.")] = False,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Of ner and tag: train no weight of the checkpoint, but a BiLSTM over its hidden states: embeddings,"
+            " second-to-last, last, weighted-sum, last-4-sum, last-4-concat."
+        ),
+    ] = None,
+    features_memory: Annotated[float, typer.Option(min=0, help="GiB that hidden states may take.")] = 4.0,
     accumulation: Annotated[int, typer.Option(min=1, help="Batches of each process in a step.")] = 1,
     eval_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="an epoch")
@@ -108,9 +116,11 @@ def finetune(
     import torch
 
     from fastbert.tasks import registry
+    from fastbert.tasks.frozen import RECIPE as FROZEN
     from fastbert.tasks.task import Given, columns_of
     from fastbert.training import reporting
     from fastbert.training.finetuning import Finetuning
+    from fastbert.training.frozen import FrozenRun
     from fastbert.training.tuning import Tuning
 
     target = None if device is None else torch_device(device)
@@ -127,7 +137,7 @@ def finetune(
         labels=names,
     )
     made = registry.make(task, given)
-    recipe = made.recipe
+    recipe = made.recipe if features is None else FROZEN
     rates = [recipe.learning_rate] if learning_rate is None else numbers("--learning-rate", learning_rate)
     tuning = Tuning(
         model=model,
@@ -149,9 +159,15 @@ def finetune(
         log_every=log_every,
         non_finite_loss=non_finite_loss.value,
     )
-    run = Finetuning(
-        made, tuning, output, dev_share=dev_share, device=target, reporters=reporting.callbacks(report_to or ())
-    )
+    options: dict[str, Any] = {
+        "dev_share": dev_share,
+        "device": target,
+        "reporters": reporting.callbacks(report_to or ()),
+    }
+    if features is None:
+        run = Finetuning(made, tuning, output, **options)
+    else:
+        run = FrozenRun(made, tuning, output, features, memory=features_memory, **options)
     run()
     if test:
         run.write_tests()

@@ -9,6 +9,7 @@ import typer
 from fastbert.commands.judged import JsonLinesOption, Shared, with_shared_options
 from fastbert.commands.options import Model
 from fastbert.commands.streamed import TextsArgument
+from fastbert.errors import InputError
 
 
 @with_shared_options
@@ -47,18 +48,21 @@ def predict(
     from fastbert.tasks.task import Given, columns_of
 
     given = Given(text=text, pair=pair, choices=columns_of(choices), question=question, passage=passage)
-    found = registry.load(model, given)
-    engine, record, options = predictor(model, load_config(model))
+    found, config = registry.load(model, given), load_config(model)
+    engine, record = predictor(model, config)
     columns, of_row = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair}), None
     if engine == "Answerer":
         columns = {"--question": question or "question", "--passage": passage or "context"}
     if found is None and engine == "Chooser":
         found = registry.make("choice", given), {"max_length": None}
+    options = {}
     if found is not None:
         task, about = found
+        if "features" in about:
+            raise InputError(f"{model} is a BiLSTM over a frozen encoder, which `fastbert evaluate` alone runs")
         if task.columns:
             columns, of_row = dict(task.columns), task.texts
         if shared.max_length is None:
             shared = replace(shared, max_length=about["max_length"])
-        options |= task.engine_options(about)
+        options = task.engine_options(about, config)
     shared.run(engine, model, texts, columns, output, record, texts=of_row, **options)

@@ -85,6 +85,17 @@ class Dataset:
         with self._says():
             yield from enumerate(self._rows.select_columns(columns), 1)
 
+    def class_names(self, key: str) -> list[str] | None:
+        """Names of the numbers that a column has, one or a list of them in a row; None where it has none.
+
+        Raises:
+            InputError: if there is no such dataset, or it cannot be loaded.
+        """
+        with self._says():
+            feature = (self._rows.features or {}).get(key)
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        return None if names is None else list(names)
+
     @functools.cached_property
     def _rows(self) -> Any:
         import datasets

@@ -106,6 +106,11 @@ def as_text(record: Mapping[str, Any], key: str, where: str, problems: Problems)
     if not isinstance(text, str):
         problems.add(f"no text at {key!r} (taken as empty)", where)
         return ""
+    return as_unicode(text, where, problems)
+
+
+def as_unicode(text: str, where: str, problems: Problems) -> str:
+    """With U+FFFD, and a problem, for what no encoding of Unicode can hold."""
     if not text.isascii() and _SURROGATE.search(text):
         problems.add(_NOT_UTF8, where)
         return _SURROGATE.sub("\ufffd", text)

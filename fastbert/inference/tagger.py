@@ -49,6 +49,8 @@ class Tagger(HeadEngine):
             likeliest; "none" is an entity a token.
         ignore: labels, or types, that are no entities.
         stride: tokens that windows of a long text have in common.
+        given_words: in a list of words each is one word, whatever its tokens are; where the pipeline goes by tokens.
+        join: whether neighbours of a type are one entity; else each word is its own.
         options: of `Engine`.
 
     Raises:
@@ -67,6 +69,8 @@ class Tagger(HeadEngine):
         strategy: str = "simple",
         ignore: Sequence[str] = ("O",),
         stride: int = 64,
+        given_words: bool = False,
+        join: bool = True,
         **options: Any,
     ) -> None:
         if strategy not in STRATEGIES:
@@ -75,6 +79,7 @@ class Tagger(HeadEngine):
             raise InputError(f"stride must be at least 0, but is {stride}")
         super().__init__(model, tokenizer, **options)
         self.strategy, self.ignore, self.stride = strategy, frozenset(ignore), stride
+        self.given_words, self.join = given_words, join
         self._windower = Windower(tokenizer, pairs=False, types=self._takes_types, needed_by=type(self).__name__)
         self._is_continuing = _continuing(self._windower.backend)
 
@@ -95,16 +100,19 @@ class Tagger(HeadEngine):
         with naming_surrogates(listed):
             encodings = self._encode(listed)
         bodies = Bodies.of(encodings)
-        of_words = [i for i, item in enumerate(listed) if not isinstance(item, str)]
+        words = [
+            None if isinstance(item, str) else np.cumsum([0, *(len(word) + 1 for word in item)]) for item in listed
+        ]
         starts = bodies.lengths.cumsum() - bodies.lengths
-        for i in of_words:  # offsets are within each word
-            before = np.cumsum([0, *(len(word) + 1 for word in listed[i])])
+        for i, before in enumerate(words):  # offsets are within each word
+            if before is None:
+                continue
             bodies.offsets[starts[i] : starts[i] + bodies.lengths[i]] += before[encodings[i].word_ids][:, None]
         texts = [item if isinstance(item, str) else " ".join(item) for item in listed]
         if progress is not None:
             progress(len(listed))
         unknown = self._unknown(bodies.ids)
-        return self._windower.windows(texts, bodies, self.max_length, self.stride, unknown=unknown)
+        return self._windower.windows(texts, bodies, self.max_length, self.stride, unknown=unknown, words=words)
 
     def _encode(self, listed: Sequence[Any]) -> list[Any]:
         encodings: list[Any] = [None] * len(listed)
@@ -129,14 +137,18 @@ class Tagger(HeadEngine):
         )[tokens.read]
         text = np.repeat(tokens.text_of, tokens.lengths)[tokens.read]
         start, end = tokens.offsets[tokens.read].T
-        firsts = _begin(text) | ~self._subwords(tokens, text, start)
+        number = self._given(tokens, text, start)
+        inside = self._subwords(tokens, text, start)
+        firsts = _begin(text) | ~np.where(number < 0, inside, ~_begin(number))
         label, score = _words(probabilities_TC, firsts, self.strategy)
         text, start, end = text[firsts], start[firsts], end[np.roll(firsts, -1)]
+        number = number[firsts]
         types = labels
         if self.strategy != "none":
             tag = np.unique([name[2:] if name[:2] in ("B-", "I-") else name for name in labels], return_inverse=True)[1]
-            begins = np.asarray([name.startswith("B-") for name in labels])[label]
-            firsts = _begin(text) | _begin(tag[label]) | begins
+            begins = np.asarray([name.startswith("B-") or not self.join for name in labels])[label]
+            apart = (number >= 0) & (number != np.roll(number, 1) + 1)  # words without a token are between
+            firsts = _begin(text) | _begin(tag[label]) | begins | apart
             score = _means(score, firsts)
             text, label, start, end = text[firsts], label[firsts], start[firsts], end[np.roll(firsts, -1)]
             types = [name.split("-", 1)[-1] for name in labels]
@@ -145,6 +157,19 @@ class Tagger(HeadEngine):
             if types[kind] not in self.ignore:
                 entities[i].append(Entity(types[kind], tokens.texts[i][a:b], a, b, p))
         return entities
+
+    def _given(
+        self, tokens: Windows, text: npt.NDArray[np.int64], start: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.int64]:
+        """(T,) which of the words that are given a token is of; -1 where tokens decide."""
+        number = np.full(len(text), -1)
+        if self.given_words and self.strategy not in ("none", "simple"):
+            ends = np.searchsorted(text, np.arange(len(tokens.words) + 1))
+            for i, before in enumerate(tokens.words):
+                if before is not None:
+                    some = slice(ends[i], ends[i + 1])
+                    number[some] = np.searchsorted(before, start[some], side="right") - 1
+        return number
 
     def _subwords(
         self, tokens: Windows, text: npt.NDArray[np.int64], start: npt.NDArray[np.int32]

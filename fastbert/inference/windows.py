@@ -29,6 +29,7 @@ class Windows(Tokens):
         read: (T,) bool, tokens of a text whose outputs count; the others are special, of a question, or of an overlap
             and read in the window before or behind.
         offsets: (T, 2) int32, where a token begins and ends in its text, in characters; zeros where it is of none.
+        words: of each text that was given as words, where each of them begins; None of others.
     """
 
     texts: Sequence[str]
@@ -36,6 +37,7 @@ class Windows(Tokens):
     begins: npt.NDArray[np.int64]
     read: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int32]
+    words: Sequence[npt.NDArray[np.int64] | None] = ()
 
 
 @dataclass(frozen=True, eq=False)

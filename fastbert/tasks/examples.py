@@ -24,6 +24,7 @@ class Examples:
         places: where each row stands, in messages.
         ids: by which predictions are told apart; the numbers of the rows, from 0, where a file has none.
         problems: rows that were left out, and what was odd.
+        notes: what else is to be said of them.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Examples:
     places: list[str] = field(default_factory=list)
     ids: list[Any] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -12,8 +12,8 @@ from fastbert.tasks.sequences import MULTI, REGRESSION, THRESHOLD
 Record = Callable[[Any], Mapping[str, Any]]
 
 
-def predictor(name: str, config: Any) -> tuple[str, Record, dict[str, Any]]:
-    """The engine's name, from a result to what is written, and the engine's options.
+def predictor(name: str, config: Any) -> tuple[str, Record]:
+    """The engine's name, and from a result to what is written.
 
     Raises:
         InputError: if the model has no head that fastbert has an engine for.
@@ -28,7 +28,7 @@ def predictor(name: str, config: Any) -> tuple[str, Record, dict[str, Any]]:
     for architecture in architectures:
         for head, (engine, record) in heads.items():
             if architecture.endswith(head):
-                return engine, record, {}
+                return engine, record
     raise InputError(f"{name} is {' and '.join(architectures) or 'a bare encoder'}: it predicts nothing of a task")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import InputError
-from fastbert.tasks import choice, glue, sequences, squad
+from fastbert.tasks import choice, glue, sequences, squad, tagging
 from fastbert.tasks.task import Given, Task
 
 FILE = "fastbert_task.json"  # in a tuned model's folder
@@ -17,6 +17,7 @@ TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(choice.LAYOUTS, choice.PublishedChoiceTask),
     "choice": choice.ChoiceTask,
     **dict.fromkeys(squad.RECIPES, squad.SquadTask),
+    **dict.fromkeys(tagging.TASKS, tagging.TaggingTask),
 }
 
 

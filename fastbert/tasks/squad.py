@@ -181,9 +181,9 @@ class SquadTask(Task):
 
     # What is kept, for predictions and for the official evaluation.
 
-    def engine_options(self, tokenizing: Mapping[str, Any]) -> dict[str, Any]:
+    def engine_options(self, about: Mapping[str, Any], config: Any) -> dict[str, Any]:
         return {
-            "doc_stride": tokenizing["doc_stride"],
+            "doc_stride": about["doc_stride"],
             "max_question_length": LONGEST_QUESTION,
             "max_answer_length": LONGEST_ANSWER,
             "align_to_words": False,

@@ -147,6 +147,10 @@ class Task(abc.ABC):
             InputError: if there is nothing to learn, or a label cannot be.
         """
 
+    def tokenizer(self, loaded: Any) -> Any:
+        """A checkpoint's tokenizer as the task needs it, and as it is saved with the model."""
+        return loaded
+
     @abc.abstractmethod
     def features(self, examples: Examples, tokenizing: Tokenizing, config: Any) -> Features:
         """What to train on.
@@ -167,11 +171,11 @@ class Task(abc.ABC):
         """What a tuned model's folder says of the task, for `registry.load`: JSON."""
         return {"task": self.name, "options": self.given.options}
 
-    def engine_options(self, tokenizing: Mapping[str, Any]) -> dict[str, Any]:
+    def engine_options(self, about: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Options of the engine, with which it predicts as the model was judged.
 
         Args:
-            tokenizing: what the tuned model's folder says: max_length, doc_stride.
+            about: what the tuned model's folder says: max_length, doc_stride.
         """
         return {}
 

@@ -78,7 +78,7 @@ class Finetuning:
         task, tuning = self.task, self.tuning
         (train,) = task.read(TRAIN).values()
         self.dev = task.read(DEV)
-        self._notes: list[str] = []
+        self._notes = [words for examples in (train, *self.dev.values()) for words in examples.notes]
         if not any(examples.labelled for examples in self.dev.values()):
             train, dev = held_out(train, dev_share)
             self.dev = {DEV: dev}
@@ -88,7 +88,7 @@ class Finetuning:
         self.train = train
         _check_apart(train, self.dev)
         self.config = configured(task, tuning, task.head_options(train))
-        self.tokenizer = load_tokenizer(tuning.model)
+        self.tokenizer = task.tokenizer(load_tokenizer(tuning.model))
         model, self._model_notes = begin(task, tuning, self.config, tuning.seeds[0])
         if len(self.tokenizer) > vocabulary_size(model):
             raise InputError(
@@ -319,7 +319,7 @@ class Finetuning:
         tests = self.task.read(TEST)
         if not tests:
             raise InputError(f"{self.task.name}: there is no test data")
-        model = fastbert.patch(load_model(self.task.auto, str(self.output / files.MODEL), may_miss=())).to(self._device)
+        model = self._best()
         self.task.decided = (read_json(self.output / files.MODEL / registry.FILE) or {}).get("decided", {})
         judges = {name: self.task.judge(examples, self.tokenizing, self.config) for name, examples in tests.items()}
         scores = self.judge(model, judges)
@@ -329,6 +329,10 @@ class Finetuning:
             file, content = self.task.write_test(examples, scores[name])
             write_whole(self.output / file, content)
             note(f"{self.output / file}: predictions of {examples.name}")
+
+    def _best(self) -> Any:
+        """The model that was kept."""
+        return fastbert.patch(load_model(self.task.auto, str(self.output / files.MODEL), may_miss=())).to(self._device)
 
     def _tell(self, results: Sequence[dict[str, Any]]) -> None:
         if len(results) < len(self.tuning.trainings):

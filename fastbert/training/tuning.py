@@ -120,9 +120,8 @@ def configured(task: Task, tuning: Tuning, head: dict[str, Any]) -> Any:
         InputError: if there is no such checkpoint, or fastbert does not know its type.
     """
     load_config(tuning.model)
-    config = AutoConfig.from_pretrained(tuning.model)
-    for name, value in head.items():  # from_pretrained would warn of a head of another size
-        setattr(config, name, value)
+    named = {name: value for name, value in head.items() if name != "num_labels"}  # as many as there are names
+    config = AutoConfig.from_pretrained(tuning.model, **named)
     if tuning.dropout is not None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
                      "attention_dropout", "seq_classif_dropout", "qa_dropout", "summary_last_dropout",

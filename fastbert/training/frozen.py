@@ -1,0 +1,169 @@
+"""Training a BiLSTM over a frozen encoder's hidden states, which are computed once."""
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+from fastbert.errors import InputError
+from fastbert.inference.engine import Engine
+from fastbert.tasks.features import Features
+from fastbert.tasks.frozen import BYTES, Vectors, WordLSTM, about_of, encoder_of, layers_of, scored, vectors
+from fastbert.tasks.scores import Scores
+from fastbert.tasks.task import Judge, Task
+from fastbert.tasks.words import firsts
+from fastbert.terminal import progress
+from fastbert.training import files, logs
+from fastbert.training.finetuning import Finetuning, figures_of
+from fastbert.training.judging import mixed
+from fastbert.training.tuning import Training, Tuning
+
+_GIB = 1 << 30
+_DROPOUT = 0.1
+
+
+class FrozenRun(Finetuning):
+    """A run that trains no weight of the checkpoint. A training that was cut off begins anew.
+
+    Args:
+        features: of `frozen.FEATURES`.
+        memory: GiB that hidden states may take.
+        options: of `Finetuning`.
+
+    Raises:
+        InputError: if the task has no words, there are several processes, or what is given cannot be.
+    """
+
+    def __init__(
+        self, task: Task, tuning: Tuning, output: Path, features: str, *, memory: float = 4.0, **options: Any
+    ) -> None:
+        if task.kind != "token":
+            raise InputError(f"--features is for tasks with a tag a word, as ner, and {task.name} is none")
+        self._kind, self._memory = features, memory
+        super().__init__(task, tuning, output, **options)
+        if self._world_size > 1:
+            raise InputError("--features trains in one process: its model is small")
+        self._about = about_of(tuning.model, features, self.config)
+        self._made: Features | None = None
+        self._read_vectors: dict[str, Vectors] = {}
+
+    def _kept(self) -> Features:
+        """In memory: the windows that its tokens are must be known."""
+        if self._made is None:
+            self._made = self._features()
+        return self._made
+
+    def _saved(self) -> dict[str, Any]:
+        saved = super()._saved()
+        saved["fixed"]["features"] = self._kind
+        return saved
+
+    def saved_of_model(self) -> dict[str, Any]:
+        return {**super().saved_of_model(), "features": self._kind}
+
+    def _summary(self, features: Features, judges: Mapping[str, Judge]) -> list[tuple[str, str]]:
+        tokens: list[Any] = [features.tokens, *(judge.tokens for judge in judges.values())]
+        words = sum(len(firsts(each)) for each in tokens)
+        about = self._about
+        size = words * about.kept * about.hidden * BYTES / _GIB
+        what = f"{self._kind}: {words:,} words x {about.kept} x {about.hidden}, {size:.3g} GiB"
+        if size > self._memory:
+            raise InputError(
+                f"--features {what}, is more than --features-memory {self._memory:g}: allow more, or take features of"
+                " fewer layers"
+            )
+        return [*super()._summary(features, judges), ("features", f"{what} in memory; the encoder is frozen")]
+
+    def _train(self, training: Training, features: Features, judges: Mapping[str, Judge]) -> dict[str, Any]:
+        folder = self._folder(training)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        start = time.perf_counter()
+        if not self._read_vectors:
+            self._read_vectors = self._vectors({"": features.tokens, **{n: j.tokens for n, j in judges.items()}})
+        torch.manual_seed(training.seed)
+        model = WordLSTM(self._about, _DROPOUT if self.tuning.dropout is None else self.tuning.dropout)
+        scores, steps = self._fit(model.to(self._device), training, features.labels["labels"], judges)
+        model.save(folder / files.MODEL)
+        result = {
+            "training": training.name,
+            **asdict(training),
+            "metrics": figures_of(scores),
+            "seconds": time.perf_counter() - start,
+            "steps": steps,
+        }
+        self._keep(folder, result, scores)
+        return result
+
+    def _fit(
+        self, model: WordLSTM, training: Training, labels_T: npt.NDArray[np.int64], judges: Mapping[str, Judge]
+    ) -> tuple[dict[str, Scores], int]:
+        """Train, and log. Returns: scores after the last step, and how many steps there were."""
+        tuning, read, log = self.tuning, self._read_vectors[""], self._folder(training) / logs.LOG
+        labels_M = torch.from_numpy(labels_T[read.at])
+        optimizer = torch.optim.AdamW(model.parameters(), training.learning_rate, weight_decay=tuning.weight_decay)
+        sentences = len(read.lengths)
+        an_epoch = -(-sentences // tuning.batch_size)
+        steps = max(1, round(tuning.epochs * an_epoch))
+        schedule = get_linear_schedule_with_warmup(optimizer, round(tuning.warmup * steps), steps)
+        losses: list[float] = []  # since the last log
+        scores: dict[str, Scores] = {}
+        with progress("training", steps, "steps") as advance:
+            for step in range(1, steps + 1):
+                epoch, place = divmod(step - 1, an_epoch)
+                order = np.random.default_rng([training.seed, epoch]).permutation(sentences)
+                rows, lengths = read.of(order[place * tuning.batch_size : (place + 1) * tuning.batch_size])
+                if lengths:
+                    loss, norm = self._backward(model, read.values[rows], labels_M[rows], lengths)
+                    if not math.isfinite(loss + norm):
+                        raise InputError(f"the loss or its gradient is not finite at step {step:,}")
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    losses.append(loss)
+                record = {"learning_rate": schedule.get_last_lr()[0], "time": time.time()}
+                schedule.step()
+                advance(1)
+                if losses and step % tuning.log_every == 0:
+                    logs.append(log, {"step": step, "loss": float(np.mean(losses)), "grad_norm": norm, **record})
+                    losses = []
+                if step == steps or step % (tuning.eval_every or an_epoch) == 0:
+                    scores = self.judge(model, judges)
+                    found = {f"eval_{name}": value for name, value in figures_of(scores).items()}
+                    logs.append(log, {"step": step, **found, "time": time.time()})
+        return scores, steps
+
+    def _backward(
+        self, model: WordLSTM, values: npt.NDArray[np.float16], labels_M: torch.Tensor, lengths: list[int]
+    ) -> tuple[float, float]:
+        """Returns: the loss, a mean over words, and its gradient's norm before it is clipped."""
+        model.train()
+        logits_MC = model(torch.from_numpy(values).to(self._device).float(), lengths)
+        loss = torch.nn.functional.cross_entropy(logits_MC, labels_M.to(self._device))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.tuning.clip or math.inf)
+        return loss.item(), norm.item()
+
+    def _vectors(self, tokens: Mapping[str, Any]) -> dict[str, Vectors]:
+        engine = Engine(encoder_of(self.tuning.model, self._device), self.tokenizer, max_length=self.tuning.max_length)
+        total = sum(len(each.ids) for each in tokens.values())
+        layers = layers_of(self._kind, engine.model.config)
+        with mixed(self._device, self.tuning.dtype), progress("encoding", total, "tokens") as advance:
+            return {name: vectors(engine, each, layers, advance) for name, each in tokens.items()}
+
+    def judge(self, model: Any, judges: Mapping[str, Judge]) -> dict[str, Scores]:
+        """Scores of a BiLSTM on each of these."""
+        known = self._read_vectors
+        if not judges.keys() <= known.keys():
+            known = self._vectors({name: judge.tokens for name, judge in judges.items()})
+        return {name: scored(model, judge, known[name]) for name, judge in judges.items()}
+
+    def _best(self) -> Any:
+        return WordLSTM.load(self.output / files.MODEL).to(self._device)
