@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
+from fastbert.commands.evaluate_task import of_run
 from fastbert.commands.judged import JsonLinesOption, Shared, with_shared_options
-from fastbert.commands.options import Model
 from fastbert.commands.streamed import TextsArgument
 
 
 @with_shared_options
 def predict(
-    model: Model,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's folder, a checkpoint's, or a model on the Hugging Face hub.")
+    ],
     texts: TextsArgument = Path("-"),
     *,
     output: JsonLinesOption,
@@ -32,6 +34,7 @@ def predict(
     from fastbert.tasks.predicting import predictor
     from fastbert.tasks.task import Given
 
+    model = of_run(model)
     found = registry.load(model, Given(text=text, pair=pair))
     engine, record, options = predictor(model, load_config(model))
     columns = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair})

@@ -171,12 +171,14 @@ class Finetuning:
             ("task", f"{self.task.name}: {self._labels()}"),
             ("model", f"{tuning.model}: {self._parameters:,} parameters"),
             *(("", words) for words in self._model_notes),
-            ("train", f"{self.train.name}: {counted(len(self.train), 'example')}, {counted(len(lengths), 'sequence')} of"
-                      f" {lengths.mean():.0f} tokens, at most {lengths.max():,}"),
+            ("train", f"{self.train.name}: {counted(len(self.train), 'example')},"
+                      f" {counted(len(lengths), 'sequence')} of {lengths.mean():.0f} tokens,"
+                      f" at most {lengths.max():,}"),
             *((DEV if i == 0 else "", f"{self.dev[name].name}: {counted(len(self.dev[name]), 'example')}")
               for i, name in enumerate(judges)),
             *(("", words) for words in self._notes),
-            ("steps", f"{counted(steps, 'step')} of {counted(tuning.batch_size, 'example')}, {tuning.epochs:g} epochs"
+            ("steps", f"{counted(steps, 'step')} of {counted(tuning.batch_size, 'example')}, {tuning.epochs:g}"
+                      f" epoch{'' if tuning.epochs == 1 else 's'}"
                       + (f"; {trainings} trainings" if trainings > 1 else "")),
             ("learning rate", f"{rates} after a warm-up of {tuning.warmup:.0%}, falling linearly to 0; seed {seeds}"),
             ("device", summary.devices(self._device, self._world_size) + f"; {tuning.dtype}"),

@@ -345,7 +345,8 @@ class RunTrainer(Trainer, abc.ABC):
 
 @contextlib.contextmanager
 def without_words() -> Iterator[None]:
-    """Of the Trainer on what is in order: no step is left of a run whose model is still to be written, or it saves more often now."""
+    """Of the Trainer on what is in order: no step is left of a run whose model is still to be written, or it saves more
+    often now."""
 
     def matters(record: logging.LogRecord) -> bool:
         said = record.getMessage()
