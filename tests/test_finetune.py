@@ -64,7 +64,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def log(run: Path) -> list[dict[str, Any]]:
     """Every training's, without what depends on the clock."""
     lines = [line for path in sorted(run.glob("runs/*/log.jsonl")) for line in path.read_text().splitlines()]
-    clocks = ("time", "tokens_per_second", "sequences_per_second", "data_wait")
+    clocks = ("time", "peak_memory_gib", "tokens_per_second", "sequences_per_second", "data_wait")
     return [{key: v for key, v in json.loads(line).items() if key not in clocks} for line in lines]
 
 

@@ -109,15 +109,17 @@ class Finetuning:
         Raises:
             InputError: if the folder is another run's, or something cannot be written.
         """
+        files.check(self.output, self._saved())
+        judges = {name: self.task.judge(examples, self.tokenizing, self.config) for name, examples in self.dev.items()}
         with distributed.rank_zero_first(self._world_size, self._rank):
             if self._rank == 0:
+                made = None if self._kept() is not None else self._features()
                 files.adopt(self.output, self._saved())
                 checkpoints.remove_drafts(self.output)
-                if self._kept() is None:
-                    self._features().write(self._arrow, self._made_of())
+                if made is not None:
+                    made.write(self._arrow, self._made_of())
         features = self._kept()
         assert features is not None
-        judges = {name: self.task.judge(examples, self.tokenizing, self.config) for name, examples in self.dev.items()}
         if self._rank == 0:
             note(f"fine-tuning in {self.output}\n{summary.aligned(self._summary(features, judges))}")
         results = []

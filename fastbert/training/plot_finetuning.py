@@ -30,7 +30,8 @@ _COLUMNS = 3
 _NAMED = 20  # classes that have their names and counts in the matrix
 _LISTED = 15  # mistakes, or classes, in a list
 _LETTERS, _LETTER = 22, 0.075  # of a class's name, and the inches that one takes
-_SMALLEST_CELL, _LARGEST_CELL, _MATRIX = 0.4, 0.85, 4.2  # inches
+_SMALLEST_CELL, _LARGEST_CELL, _MATRIX = 0.4, 0.95, 4.2  # inches
+_SHARES = 8  # classes that have shares in the matrix, too
 _WIDTH = 11.0
 
 
@@ -134,7 +135,7 @@ def draw(runs: Sequence[_Run]) -> Any:
     elif run.numbers is not None:
         _scatter(rest, run)
     else:
-        _by_class(rest.subplots(), run, list(range(len(run.split["per_class"]))))
+        _by_class(rest.subplots(), run)
     return figure
 
 
@@ -147,7 +148,7 @@ def _below(run: _Run) -> float:
         return classes * _cell(classes) + 0.9 + _across(run.split["classes"])
     if run.numbers is not None:
         return 4.2
-    return 0.9 + 0.3 * min(len(run.split.get("per_class") or ()), _LISTED) if run.split.get("per_class") else 0.0
+    return 0.9 + 0.3 * min(len(run.split.get("per_class") or ()), _NAMED) if run.split.get("per_class") else 0.0
 
 
 # Curves.
@@ -207,6 +208,7 @@ def _curves(figure: Any, runs: Sequence[_Run], keys: Sequence[str]) -> None:
             smoothed |= _curve(axis, line, key, len(lines))
         axis.set_title(_title(key))
         dress(axis, last)
+        axis.set_xlim(0, 1.03 * last)
         axis.locator_params(axis="x", nbins=5)
         if key == "learning_rate":
             axis.yaxis.set_major_formatter(small)
@@ -234,7 +236,7 @@ def _curves(figure: Any, runs: Sequence[_Run], keys: Sequence[str]) -> None:
 def _curve(axis: Any, line: _Line, key: str, many: int) -> bool:
     """Whether it was smoothed."""
     steps, values = line.training.points(key)
-    width = {"linewidth": 2.6} if line.best and many > 1 else {}
+    width = {} if many == 1 else {"linewidth": 2.6 if line.best else 1.0}
     if key.startswith("eval_"):
         axis.plot(steps, values, color=line.colour, **{**look(held_out=True), **width})
         return False
@@ -250,7 +252,11 @@ def _curve(axis: Any, line: _Line, key: str, many: int) -> bool:
 def _title(key: str) -> str:
     if not key.startswith("eval_"):
         return "training loss" if key == "loss" else key.replace("_", " ")
-    return f"dev {key.removeprefix('eval_').replace('_', ' ')}"
+    return f"dev {_worded(key.removeprefix('eval_'))}"
+
+
+def _worded(name: str) -> str:
+    return name.replace("_", " ").replace("f1", "F1").replace("roc auc", "ROC AUC")
 
 
 def _heading(runs: Sequence[_Run]) -> str:
@@ -260,7 +266,7 @@ def _heading(runs: Sequence[_Run]) -> str:
     if run.best is None:
         return run.name
     value = run.split["metrics"].get(run.main)
-    said = "" if value is None else f", {run.main.replace('_', ' ')} {100 * value:.2f}"
+    said = "" if value is None else f", {_worded(run.main)} {100 * value:.2f}"
     best = next((it for it in run.trainings if it.name == run.best), None)
     if best is None or len(run.trainings) == 1:
         return f"{run.name}{said}"
@@ -294,17 +300,19 @@ def _confusion(figure: Any, run: _Run) -> None:
     classes = [_short(name) for name in run.split["classes"]]
     C = len(classes)
     shares_CC = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
-    width = C * _cell(C) if C <= _NAMED else 4.4
-    names_width = max(map(len, classes)) * _LETTER if C <= _NAMED else 0.2
-    left = min(0.9 * _WIDTH, width + names_width + 0.8)
-    axis, beside = figure.subplots(1, 2, width_ratios=[left, _WIDTH - left])
+    if C <= _NAMED:
+        width = C * _cell(C)
+        around = max(map(len, classes)) * _LETTER + 0.9
+        axis, beside = figure.subplots(1, 2, width_ratios=[width, _WIDTH - width - around], sharey=True)
+    else:
+        axis, beside = figure.subplots(1, 2, width_ratios=[4.4, _WIDTH - 4.4])
+        axis.set(aspect="equal", anchor="NW")
     cmap = LinearSegmentedColormap.from_list("share", [PAPER, BLUE])
     axis.pcolormesh(shares_CC, cmap=cmap, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1 if C <= _NAMED else 0)
-    axis.set(aspect="equal", xlim=(0, C), ylim=(C, 0), xlabel="predicted", ylabel="true")
-    axis.set_anchor("W")
+    axis.set(xlim=(0, C), ylim=(C, 0), xlabel="predicted", ylabel="true")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"{run.split_name}: {counts_CC.sum():,} examples, a row is 100 % of a class")
+    axis.set_title(f"{run.split_name}: {counts_CC.sum():,} examples")
     if C > _NAMED:
         axis.spines[:].set_visible(True)
         axis.locator_params(integer=True)
@@ -317,30 +325,35 @@ def _confusion(figure: Any, run: _Run) -> None:
     for i in range(C):
         for j in range(C):
             ink = PAPER if shares_CC[i, j] > 0.55 else INK if counts_CC[i, j] else GREY
-            size = 9.5 if C <= 8 else 7
-            axis.text(j + 0.5, i + 0.5, f"{counts_CC[i, j]:,}", ha="center", va="center", color=ink, fontsize=size)
-    _by_class(beside, run, list(range(C)))
+            said = f"{counts_CC[i, j]:,}" + (f"\n{100 * shares_CC[i, j]:.0f} %" if C <= _SHARES else "")
+            size = 9 if C <= _SHARES else 7
+            axis.text(j + 0.5, i + 0.5, said, ha="center", va="center", color=ink, fontsize=size)
+    _by_class(beside, run, named=False)
 
 
 def _bars(axis: Any, labels: Sequence[str], values: Sequence[float], said: Sequence[str], most: float) -> None:
-    places = np.arange(len(values))
-    axis.barh(places, values, height=0.62, color=BLUE)
+    """Args: labels: none where the axis shares those of another."""
+    places = np.arange(len(values)) + 0.5
+    axis.barh(places, values, height=min(0.62, 0.3 / _cell(len(values))), color=BLUE)
     for place, value, words in zip(places, values, said, strict=True):
         axis.text(value + 0.01 * most, place, words, va="center", ha="left", color=INK, fontsize=8.5)
-    axis.set_yticks(places, labels)
-    axis.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, 1.18 * most), xticks=[])
+    if labels:
+        axis.set_yticks(places, labels)
+    axis.tick_params(labelleft=bool(labels))
+    axis.set(ylim=(len(values), 0), xlim=(0, 1.18 * most), xticks=[])
     axis.tick_params(length=0)
     axis.spines[["bottom"]].set_visible(False)
 
 
-def _by_class(axis: Any, run: _Run, rows: Sequence[int]) -> None:
-    """F1 of each, the most frequent ones where there are many."""
+def _by_class(axis: Any, run: _Run, named: bool = True) -> None:
+    """F1 of each, of the most frequent ones where there are many."""
     found = run.split["per_class"]
+    rows = range(len(found))
     shown = sorted(sorted(rows, key=lambda i: -found[i].get("count", 0))[:_NAMED])
     values = [found[i]["f1"] for i in shown]
     said = [f"{100 * value:.1f}" + (f" of {found[i]['count']:,}" if "count" in found[i] else "")
             for i, value in zip(shown, values, strict=True)]  # fmt: skip
-    _bars(axis, [_short(str(found[i]["class"])) for i in shown], values, said, 1.0)
+    _bars(axis, [_short(str(found[i]["class"])) for i in shown] if named else [], values, said, 1.0)
     axis.set_title("F1 of each" if len(shown) == len(rows) else f"F1 of the {len(shown)} most frequent")
 
 
@@ -360,7 +373,7 @@ def _scatter(figure: Any, run: _Run) -> None:
     axis, beside = figure.subplots(1, 2)
     ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
     axis.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, zorder=1)
-    axis.plot(true, predicted, "o", color=BLUE, markersize=3.5, alpha=max(0.15, min(0.8, 60 / len(true))),
+    axis.plot(true, predicted, "o", color=BLUE, markersize=3.5, alpha=max(0.2, min(0.8, 100 / len(true))),
               markeredgewidth=0)  # fmt: skip
     axis.set_title(f"{run.split_name}: {len(true):,} examples")
     axis.set(xlabel="true", ylabel="predicted")
