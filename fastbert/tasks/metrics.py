@@ -50,10 +50,10 @@ def f1_average(labels: Numbers, predicted: Numbers, average: str) -> float:
 
 
 def roc_auc(labels: Numbers, scores: Numbers) -> float:
-    """Of two classes, scores of class 1, (n,); of several, (n, C), the mean of each against the rest, of those there are.
+    """Of two classes, scores of class 1, (n,); of several, (n, C), the mean of each against the rest.
 
-    scikit-learn's roc_auc_score, in less than a tenth of its time; NaN where only one class is there. Source: Hanley and
-    McNeil, 1982, https://doi.org/10.1148/radiology.143.1.7063747: the share of pairs that are in order, by their ranks.
+    scikit-learn's roc_auc_score, in less than a tenth of its time; NaN where only one class is there. By ranks, the
+    share of pairs that are in order. Source: Hanley and McNeil, 1982, https://doi.org/10.1148/radiology.143.1.7063747.
     """
     from scipy.stats import rankdata
 
