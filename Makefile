@@ -37,7 +37,7 @@ finetune-demo: install  ## MiniLM learns which part of a tale a sentence is, fro
 	@rm -rf $(TALES)
 	@$(BIN)/python -m fastbert.tasks.fables $(TALES)
 	$(BIN)/fastbert finetune classify --model $(TALES)/all-MiniLM-L6-v2 --data $(TALES)/train.csv --dev $(TALES)/dev.csv \
-	  --label part --epochs 4 --learning-rate 1e-4 --eval-every 10 --log-every 2 -o $(TALES)/run
+	  --label part --epochs 4 --learning-rate 1e-4 --eval-every 12 --log-every 3 -o $(TALES)/run
 	$(BIN)/fastbert evaluate $(TALES)/run --data $(TALES)/dev.csv
 	$(BIN)/fastbert predict $(TALES)/run $(TALES)/yours.txt -o $(TALES)/yours.jsonl
 	@cat $(TALES)/yours.jsonl

@@ -127,6 +127,8 @@ class Finetuning:
             result = read_json(self._folder(training) / RESULT)
             if result is None:
                 result = self._train(training, features, judges)
+            elif self._rank == 0:  # it may have been killed before that
+                _tidy(self._folder(training))
             results.append(result)
             if self._rank == 0:
                 self._tell(results)
@@ -305,10 +307,8 @@ class Finetuning:
             (folder / files.MODEL).rename(draft)
             checkpoints.publish(draft, self.output / files.MODEL)
             checkpoints.remove_drafts(self.output)
-        shutil.rmtree(folder / files.MODEL, ignore_errors=True)
         write_json(folder / RESULT, result)
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        _tidy(folder)
 
     def saved_of_model(self) -> dict[str, Any]:
         """What else a tuned model's folder says, for `evaluate` and `predict`."""
@@ -342,6 +342,12 @@ class Finetuning:
         found = ", ".join(f"{name} {100 * value:.2f}" for name, value in results[chosen]["metrics"].items()
                           if not name.endswith("loss"))  # fmt: skip
         note(f"{self.output / files.MODEL} is the model: on dev {found}")
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a training that is done does not need."""
+    for old in (folder / files.MODEL, *folder.glob("checkpoint-*")):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def length_of(given: int | None, task: Task, model: Any, tokenizer: Any) -> int:
