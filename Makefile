@@ -7,7 +7,7 @@ WORKERS ?= 2
 # Threads of tiny models wait for each other longer than they work, so each process has one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: help install demo pretrain-demo test check bare lint types conformance bench roof report gpu tune commit-file gpu-rehearsal codegen faults sanitize clean
+.PHONY: help install demo pretrain-demo finetune-demo test check bare lint types conformance bench roof report gpu tune commit-file gpu-rehearsal codegen faults sanitize clean
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -31,6 +31,17 @@ pretrain-demo: install  ## a tiny BERT learns from the fables that come with fas
 	$(BIN)/fastbert pretrain --config tiny --data .out/pretrain-demo/corpus -o .out/pretrain-demo/run --steps 1000 \
 	  --phases 64:0.9,128:0.1 --batch-size 32 --learning-rate 2e-3 --warmup 50 --log-every 50 --save-every 500 --device cpu
 	$(BIN)/fastbert plot .out/pretrain-demo/run
+
+TALES := .out/finetune-demo
+finetune-demo: install  ## MiniLM learns which part of a tale a sentence is, from the same fables, in a few minutes
+	@rm -rf $(TALES)
+	@$(BIN)/python -m fastbert.tasks.fables $(TALES)
+	$(BIN)/fastbert finetune classify --model $(TALES)/all-MiniLM-L6-v2 --data $(TALES)/train.csv --dev $(TALES)/dev.csv \
+	  --label part --epochs 4 --learning-rate 1e-4 --eval-every 12 --log-every 3 -o $(TALES)/run
+	$(BIN)/fastbert evaluate $(TALES)/run --data $(TALES)/dev.csv
+	$(BIN)/fastbert predict $(TALES)/run $(TALES)/yours.txt -o $(TALES)/yours.jsonl
+	@cat $(TALES)/yours.jsonl
+	$(BIN)/fastbert plot $(TALES)/run
 
 test: install  ## all tests; then the kernels' again, on the kernels, interpreted
 	@echo "$(WORKERS) processes; on two cores all tests take about ten minutes, and the kernels' tests, interpreted, 2 more"

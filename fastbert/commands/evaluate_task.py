@@ -1,6 +1,7 @@
 """fastbert evaluate, of a model that was tuned for a task."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,13 +35,14 @@ _TASK_FILE = "fastbert_task.json"
 
 
 def is_tuned(model: str) -> bool:
-    """Whether `fastbert finetune` made it; the run's folder stands for its model."""
-    return (_folder(model) / _TASK_FILE).is_file()
+    """Whether `fastbert finetune` made it."""
+    return (Path(of_run(model)) / _TASK_FILE).is_file()
 
 
-def _folder(model: str) -> Path:
+def of_run(model: str) -> str:
+    """The model of a run's folder; else what is given."""
     inner = Path(model) / "model"
-    return inner if (inner / _TASK_FILE).is_file() else Path(model)
+    return str(inner) if (inner / _TASK_FILE).is_file() else model
 
 
 def evaluate_task(
@@ -68,8 +70,7 @@ def evaluate_task(
     from fastbert.training.finetuning import described, length_of, write_predictions
     from fastbert.training.judging import judged, mixed
 
-    name = str(_folder(model))
-    name = name if Path(name).exists() else model
+    name = of_run(model)
     target = torch_device(device)
     said: dict[str, Any] = {**columns, "choices": columns_of(columns["choices"])}
     given = Given(dev=data, **said)
@@ -130,9 +131,13 @@ def _print(console: Console, found: Mapping[str, Any]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, value in found["metrics"].items():
-        low, high = found["intervals"][name]
-        table.add_row(name.replace("_", " "), f"{100 * value:.2f}", f"{100 * low:.2f} to {100 * high:.2f}")
+        low, high = map(_hundredths, found["intervals"][name])
+        table.add_row(name.replace("_", " "), _hundredths(value), f"{low} to {high}")
     console.print(table, highlight=False)
+    if found["confusion"]:
+        most = max(range(len(found["classes"])), key=lambda i: sum(found["confusion"][i]))
+        share = _hundredths(sum(found["confusion"][most]) / found["examples"])
+        console.print(Text(f"always {found['classes'][most]}, the most frequent class, has accuracy {share}"))
     if not found["per_class"]:
         return
     keys = [key for key in found["per_class"][0] if key != "class"]
@@ -140,6 +145,10 @@ def _print(console: Console, found: Mapping[str, Any]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in found["per_class"]:
-        cells = (f"{row[key]:,}" if key == "count" else f"{100 * row[key]:.2f}" for key in keys)
+        cells = (f"{row[key]:,}" if key == "count" else _hundredths(row[key]) for key in keys)
         table.add_row(Text(str(row["class"])), *cells)
     console.print(table, highlight=False)
+
+
+def _hundredths(share: float) -> str:
+    return "none" if math.isnan(share) else f"{100 * share:.2f}"

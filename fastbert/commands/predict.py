@@ -6,15 +6,17 @@ from typing import Annotated
 
 import typer
 
+from fastbert.commands.evaluate_task import of_run
 from fastbert.commands.judged import JsonLinesOption, Shared, with_shared_options
-from fastbert.commands.options import Model
 from fastbert.commands.streamed import TextsArgument
 from fastbert.errors import InputError
 
 
 @with_shared_options
 def predict(
-    model: Model,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's folder, a checkpoint's, or a model on the Hugging Face hub.")
+    ],
     texts: TextsArgument = Path("-"),
     *,
     output: JsonLinesOption,
@@ -47,6 +49,7 @@ def predict(
     from fastbert.tasks.predicting import predictor
     from fastbert.tasks.task import Given, columns_of
 
+    model = of_run(model)
     given = Given(text=text, pair=pair, choices=columns_of(choices), question=question, passage=passage)
     found, config = registry.load(model, given), load_config(model)
     engine, record = predictor(model, config)

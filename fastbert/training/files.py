@@ -21,9 +21,15 @@ def adopt(output: Path, now: dict[str, Any]) -> None:
         now: what the folder says of the run; "fixed" must be the same while it goes on.
 
     Raises:
-        InputError: naming what is another.
+        InputError: see `check`.
     """
+    check(output, now)
     output.mkdir(parents=True, exist_ok=True)
+    write_json(output / RUN, now)
+
+
+def check(output: Path, now: dict[str, Any]) -> None:
+    """Raises: InputError, if a folder is another run's, naming what is another."""
     before = read_json(output / RUN)
     if before is None:
         if checkpoints.last_checkpoint(output) is not None:
@@ -33,7 +39,6 @@ def adopt(output: Path, now: dict[str, Any]) -> None:
             f"{output} is another run: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}."
             " Go on with its options, or choose another folder"
         )
-    write_json(output / RUN, now)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -109,15 +109,17 @@ class Finetuning:
         Raises:
             InputError: if the folder is another run's, or something cannot be written.
         """
+        files.check(self.output, self._saved())
+        judges = {name: self.task.judge(examples, self.tokenizing, self.config) for name, examples in self.dev.items()}
         with distributed.rank_zero_first(self._world_size, self._rank):
             if self._rank == 0:
+                made = None if self._kept() is not None else self._features()
                 files.adopt(self.output, self._saved())
                 checkpoints.remove_drafts(self.output)
-                if self._kept() is None:
-                    self._features().write(self._arrow, self._made_of())
+                if made is not None:
+                    made.write(self._arrow, self._made_of())
         features = self._kept()
         assert features is not None
-        judges = {name: self.task.judge(examples, self.tokenizing, self.config) for name, examples in self.dev.items()}
         if self._rank == 0:
             note(f"fine-tuning in {self.output}\n{summary.aligned(self._summary(features, judges))}")
         results = []
@@ -125,6 +127,8 @@ class Finetuning:
             result = read_json(self._folder(training) / RESULT)
             if result is None:
                 result = self._train(training, features, judges)
+            elif self._rank == 0:  # it may have been killed before that
+                _tidy(self._folder(training))
             results.append(result)
             if self._rank == 0:
                 self._tell(results)
@@ -176,7 +180,8 @@ class Finetuning:
             *((DEV if i == 0 else "", f"{self.dev[name].name}: {counted(len(self.dev[name]), 'example')}")
               for i, name in enumerate(judges)),
             *(("", words) for words in self._notes),
-            ("steps", f"{counted(steps, 'step')} of {counted(tuning.batch_size, 'example')}, {tuning.epochs:g} epochs"
+            ("steps", f"{counted(steps, 'step')} of {counted(tuning.batch_size, 'example')}, {tuning.epochs:g}"
+                      f" epoch{'' if tuning.epochs == 1 else 's'}"
                       + (f"; {trainings} trainings" if trainings > 1 else "")),
             ("learning rate", f"{rates} after a warm-up of {tuning.warmup:.0%}, falling linearly to 0; seed {seeds}"),
             ("device", summary.devices(self._device, self._world_size) + f"; {tuning.dtype}"),
@@ -301,10 +306,8 @@ class Finetuning:
             (folder / files.MODEL).rename(draft)
             checkpoints.publish(draft, self.output / files.MODEL)
             checkpoints.remove_drafts(self.output)
-        shutil.rmtree(folder / files.MODEL, ignore_errors=True)
         write_json(folder / RESULT, result)
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        _tidy(folder)
 
     def saved_of_model(self) -> dict[str, Any]:
         """What else a tuned model's folder says, for `evaluate` and `predict`."""
@@ -343,6 +346,12 @@ class Finetuning:
         found = ", ".join(f"{name} {100 * value:.2f}" for name, value in results[chosen]["metrics"].items()
                           if not name.endswith("loss"))  # fmt: skip
         note(f"{self.output / files.MODEL} is the model: on dev {found}")
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a training that is done does not need."""
+    for old in (folder / files.MODEL, *folder.glob("checkpoint-*")):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def length_of(given: int | None, task: Task, model: Any, tokenizer: Any) -> int:

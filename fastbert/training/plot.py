@@ -1,4 +1,4 @@
-"""Curves of pretraining runs, as a picture."""
+"""Curves of pretraining runs, as a picture. Those of fine-tuning runs: plot_finetuning.py."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, cycle, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,20 +17,21 @@ from fastbert.training.files import LOG, RUN
 from fastbert.training.style import BLUE, BROWN, GREEN, GREY, INK, ORANGE, PAPER, PINK, SLATE, STYLE, VIOLET, save
 
 _LETTERS = 120  # that a line of the legend has room for
-_COLOURS = (BLUE, ORANGE, GREEN, VIOLET, PINK, BROWN, SLATE)
+COLOURS = (BLUE, ORANGE, GREEN, VIOLET, PINK, BROWN, SLATE)
 _SMOOTHED = 20  # points that a phase is worth once it is smoothed
+_Runs = TypeVar("_Runs")
 _NAMED = 0.15  # of an axis: a phase that is shorter has no room for its name, unless it is the last
 
 
-def _count(x: float, _: Any) -> str:
+def count(x: float, _: Any) -> str:
     return f"{x:,.0f}"
 
 
-def _percent(x: float, _: Any) -> str:
+def percent(x: float, _: Any) -> str:
     return f"{100 * x:.3g}%"
 
 
-def _small(x: float, _: Any) -> str:
+def small(x: float, _: Any) -> str:
     return f"{x:.3g}" if x == 0 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
@@ -54,13 +55,13 @@ class _Panel:
 
 _PANELS = (
     _Panel("masked-LM loss, nats", "mlm_loss", "eval_mlm_loss", "unigram\nentropy"),
-    _Panel("masked-LM accuracy", "mlm_accuracy", "eval_mlm_accuracy", form=_percent),
+    _Panel("masked-LM accuracy", "mlm_accuracy", "eval_mlm_accuracy", form=percent),
     _Panel("next-sentence loss, nats", "nsp_loss", landmark="a coin"),
-    _Panel("next-sentence accuracy", "nsp_accuracy", "eval_nsp_accuracy", "chance", _percent),
-    _Panel("learning rate", "learning_rate", form=_small, from_zero=True, smooth=False),
+    _Panel("next-sentence accuracy", "nsp_accuracy", "eval_nsp_accuracy", "chance", percent),
+    _Panel("learning rate", "learning_rate", form=small, from_zero=True, smooth=False),
     _Panel("gradient norm", "grad_norm", from_zero=True),
-    _Panel("real tokens a second", "tokens_per_second", form=_count, from_zero=True),
-    _Panel("share of time waiting for data", "data_wait", form=_percent, from_zero=True),
+    _Panel("real tokens a second", "tokens_per_second", form=count, from_zero=True),
+    _Panel("share of time waiting for data", "data_wait", form=percent, from_zero=True),
 )
 
 
@@ -108,24 +109,33 @@ def plot(runs: Sequence[Path], target: Path) -> None:
         InputError: if a run has no log, the picture cannot be written, or matplotlib is missing.
     """
     require("matplotlib", to="draw curves")
+    write(draw, [_read(*it) for it in zip(runs, names(runs), cycle(COLOURS), strict=False)], target)
+
+
+def write(draw: Callable[[_Runs], Any], runs: _Runs, target: Path) -> None:
+    """Draw in the house's style, into a file.
+
+    Raises:
+        InputError: if the picture cannot be written.
+    """
     from matplotlib import rc_context
 
-    read = [_read(*it) for it in zip(runs, _names(runs), cycle(_COLOURS), strict=False)]
     with rc_context(STYLE):
-        figure = draw(read)
+        figure = draw(runs)
         try:
             save(figure, target)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot write {target}: {error}") from error
 
 
-def _folder(run: Path) -> Path:
+def folder_of(run: Path) -> Path:
+    """Of a run that is given by its log, too."""
     return run.resolve() if run.is_dir() else run.resolve().parent
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def names(runs: Sequence[Path]) -> list[str]:
     """As short as tells them apart."""
-    folders = [_folder(run) for run in runs]
+    folders = [folder_of(run) for run in runs]
     if len({*folders}) == 1:
         return [folder.name for folder in folders]
     common = os.path.commonpath(folders)
@@ -134,7 +144,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _read(run: Path, name: str, colour: str) -> _Run:
     log = read_log(run)
-    about = read_json(_folder(run) / RUN) or {}
+    about = read_json(folder_of(run) / RUN) or {}
     fixed, entropy = about.get("fixed", {}), about.get("entropy")
     phases = fixed.get("phases") or []
     starts = accumulate((share for _, share in phases[:-1]), initial=0.0)
@@ -158,24 +168,25 @@ def draw(runs: Sequence[_Run]) -> Any:
     for axis, panel in zip(axes.flat, panels, strict=False):
         for run in runs:
             steps, values = run.points(panel.key)
-            smooth = list(_smooth(run, steps, values)) if panel.smooth else []
+            begun = [step for step, _ in run.phases[1:]]
+            smooth = list(smoothed_of(steps, values, begun)) if panel.smooth else []
             smoothed |= bool(smooth)
             alone = "o" if len(steps) == 1 else None
-            axis.plot(steps, values, color=run.colour, marker=alone, **_look(raw=bool(smooth)))
+            axis.plot(steps, values, color=run.colour, marker=alone, **look(raw=bool(smooth)))
             for part in smooth:
-                axis.plot(*part, color=run.colour, **_look())
+                axis.plot(*part, color=run.colour, **look())
             steps, values = run.points(panel.held_out)
             held_out |= bool(steps)
-            axis.plot(steps, values, color=run.colour, **_look(held_out=True))
+            axis.plot(steps, values, color=run.colour, **look(held_out=True))
         _finish(axis, panel, runs)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
     for axis in list(axes.flat)[max(0, len(panels) - 2) : len(panels)]:
         axis.set_xlabel("optimiser step")
         axis.tick_params(labelbottom=True)
-    entries = [(run.name, run.colour, _look()) for run in runs] if len(runs) > 1 else []
-    entries += [("smoothed", INK, _look()), ("as logged", INK, _look(raw=True))] if smoothed else []
-    entries += [("held out", INK, _look(held_out=True))] if held_out else []
+    entries = [(run.name, run.colour, look()) for run in runs] if len(runs) > 1 else []
+    entries += [("smoothed", INK, look()), ("as logged", INK, look(raw=True))] if smoothed else []
+    entries += [("held out", INK, look(held_out=True))] if held_out else []
     handles = [Line2D([], [], label=name, color=colour, **look) for name, colour, look in entries]
     title = runs[0].name if len(runs) == 1 else ""
     columns = max(1, _LETTERS // (8 + max((len(name) for name, *_ in entries), default=0)))
@@ -184,13 +195,19 @@ def draw(runs: Sequence[_Run]) -> Any:
     return figure
 
 
-def _smooth(run: _Run, steps: Sequence[int], values: Sequence[float]) -> Iterator[tuple[list[int], Any]]:
-    """Means around each point, in each phase for itself; nothing where there are too few points for that."""
-    window = len(steps) // _SMOOTHED
+def smoothed_of(
+    steps: Sequence[int], values: Sequence[float], begun: Sequence[int] = (), worth: int = _SMOOTHED
+) -> Iterator[tuple[list[int], Any]]:
+    """Means around each point, in each phase for itself; nothing where there are too few points for that.
+
+    Args:
+        begun: the last steps before other phases.
+        worth: points that all are worth once they are smoothed.
+    """
+    window = len(steps) // worth
     if window < 2:
         return
-    bounds = [0, *(step for step, _ in run.phases[1:]), math.inf]
-    for first, last in pairwise(bounds):
+    for first, last in pairwise([0, *begun, math.inf]):
         inside = [i for i, step in enumerate(steps) if first < step <= last]
         if len(inside) > window:
             ones, part = np.ones(window + 1 - window % 2), np.array([values[i] for i in inside])
@@ -198,7 +215,7 @@ def _smooth(run: _Run, steps: Sequence[int], values: Sequence[float]) -> Iterato
             yield [steps[i] for i in inside], np.convolve(part, ones, "same") / counts
 
 
-def _look(raw: bool = False, held_out: bool = False) -> dict[str, Any]:
+def look(raw: bool = False, held_out: bool = False) -> dict[str, Any]:
     if held_out:
         return {"linewidth": 0.8, "linestyle": "--", "marker": "o", "markersize": 4, "markerfacecolor": PAPER}
     return {"linewidth": 0.8, "alpha": 0.35} if raw else {"linewidth": 1.6}
@@ -209,13 +226,7 @@ def _finish(axis: Any, panel: _Panel, runs: Sequence[_Run]) -> None:
     changes = any(len(run.phases) > 1 for run in runs)
     last = max(record["step"] for run in runs for record in run.log)
     axis.set_title(panel.title, pad=16 if alike and changes else 6)
-    axis.grid()
-    axis.tick_params(length=0)
-    axis.spines[["left", "bottom"]].set_visible(False)
-    axis.xaxis.set_major_formatter(_count)
-    axis.margins(y=0.08)
-    axis.set_xlim(0, 1.01 * last)
-    axis.locator_params(axis="x", nbins=6)
+    dress(axis, last)
     if panel.form is not None:
         axis.yaxis.set_major_formatter(panel.form)
     if panel.from_zero:
@@ -232,6 +243,17 @@ def _finish(axis: Any, panel: _Panel, runs: Sequence[_Run]) -> None:
                 axis.axvline(step, color=GREY if alike else run.colour, linestyle=":", linewidth=1.2, zorder=1)
             if alike and end - step >= _NAMED * last:
                 _above(axis, step, f"{length} tokens")
+
+
+def dress(axis: Any, last: int) -> None:
+    """An axis of steps up to the last one."""
+    axis.grid()
+    axis.tick_params(length=0)
+    axis.spines[["left", "bottom"]].set_visible(False)
+    axis.xaxis.set_major_formatter(count)
+    axis.margins(y=0.08)
+    axis.set_xlim(0, 1.01 * last)
+    axis.locator_params(axis="x", nbins=6)
 
 
 def _right_of(axis: Any, y: float, text: str) -> None:
