@@ -24,7 +24,8 @@ from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Features
 from fastbert.tasks.task import Given, Task
 from fastbert.training.batches import ShuffledBatches
-from fastbert.training.finetuning import Finetuning, figures_of
+from fastbert.training.finetuning import Finetuning
+from fastbert.training.results import figures_of
 from fastbert.training.tuning import Tuning, begin
 
 STOCK, OURS = "transformers", "fastbert"

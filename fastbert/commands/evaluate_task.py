@@ -67,8 +67,9 @@ def evaluate_task(
     from fastbert.tasks import frozen, registry
     from fastbert.tasks.features import Tokenizing
     from fastbert.tasks.task import DEV, Given, columns_of
-    from fastbert.training.finetuning import described, length_of, write_predictions
+    from fastbert.training.finetuning import length_of
     from fastbert.training.judging import judged, mixed
+    from fastbert.training.results import described, write_predictions
 
     name = of_run(model)
     target = torch_device(device)

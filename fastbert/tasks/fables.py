@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastbert.demo import find_model, load_fables
 from fastbert.terminal import counted, note
-from fastbert.training.finetuning import write_whole
+from fastbert.training.results import write_whole
 
 OPENING, NARRATION, SPEECH = "opening", "narration", "speech"
 MODEL = "all-MiniLM-L6-v2"

@@ -33,6 +33,7 @@ from fastbert.training.evaluation import Evaluate
 from fastbert.training.finetuning_trainer import FinetuningTrainer
 from fastbert.training.judging import judged, mixed
 from fastbert.training.kernels import CompiledAhead
+from fastbert.training.results import described, figures_of, table, write_predictions, write_whole
 from fastbert.training.tuning import Training, Tuning, begin, best, configured
 
 RUNS, RESULT, RESULTS, PREDICTIONS = "runs", "result.json", "results.json", "dev-predictions.jsonl"
@@ -342,7 +343,7 @@ class Finetuning:
             return
         chosen = best(results, self.task.main)
         if len(results) > 1:
-            note(f"{counted(len(results), 'training')}\n{_table(results, chosen)}")
+            note(f"{counted(len(results), 'training')}\n{table(results, chosen)}")
         found = ", ".join(f"{name} {100 * value:.2f}" for name, value in results[chosen]["metrics"].items()
                           if not name.endswith("loss"))  # fmt: skip
         note(f"{self.output / files.MODEL} is the model: on dev {found}")
@@ -366,65 +367,6 @@ def length_of(given: int | None, task: Task, model: Any, tokenizer: Any) -> int:
     return given or min(longest, task.recipe.max_length or longest)
 
 
-def figures_of(scores: Mapping[str, Scores]) -> dict[str, float]:
-    """Of all dev splits, by the names that they have in a log; the first one's without a prefix."""
-    found: dict[str, float] = {}
-    for i, (name, score) in enumerate(scores.items()):
-        prefix = "" if i == 0 else f"{name}_"
-        found |= {f"{prefix}{key}": value for key, value in score.metrics.items()}
-        if score.loss is not None:
-            found[f"{prefix}loss"] = score.loss
-    return found
-
-
-def described(scores: Mapping[str, Scores], about: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written of scores: figures with where they are with 95 % confidence, classes, and confusions."""
-    return {
-        **about,
-        "splits": {
-            name: {
-                "examples": score.count,
-                "metrics": score.metrics,
-                "intervals": score.intervals(),
-                "loss": score.loss,
-                "per_class": list(score.per_class),
-                "classes": list(score.classes),
-                "confusion": None if score.confusion is None else score.confusion.tolist(),
-                "decided": dict(score.decided),
-            }
-            for name, score in scores.items()
-        },
-    }
-
-
-def write_predictions(path: Path, task: Task, splits: Mapping[str, Examples], scores: Mapping[str, Scores]) -> None:
-    """A JSON object for each example, with its id, what is true, and what the model says; whole or not at all.
-
-    Beside it are the files that the task's own evaluation reads, if there is one.
-    """
-    lines = []
-    for name, score in scores.items():
-        examples = splits[name]
-        split = {} if len(scores) == 1 else {"split": name}
-        for id, label, prediction in zip(examples.ids, examples.labels, score.predictions, strict=True):
-            lines.append(json.dumps({"id": id, **split, "true": label, **prediction}, ensure_ascii=False) + "\n")
-        for ending, content in task.official(examples, score).items():
-            write_whole(path.with_name(path.stem + (f"-{name}" if split else "") + ending), content)
-    write_whole(path, "".join(lines))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Raises: InputError, if it cannot be written; what was there stays then."""
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def _check_apart(train: Examples, dev: Mapping[str, Examples]) -> None:
     """Raises: InputError, if a dev file is the training file."""
     for examples in dev.values():
@@ -444,14 +386,3 @@ def _odd(examples: Examples) -> list[str]:
     """What was left out, or odd, and where the first of each was."""
     problems = examples.problems
     return [f"{count:,} x {reason}, as {problems.first[reason][0]}" for reason, count in problems.counts.items()]
-
-
-def _table(results: Sequence[Mapping[str, Any]], chosen: int) -> str:
-    names = list(results[0]["metrics"])
-    rows = [["learning rate", "seed", *names]]
-    rows += [
-        [f"{r['learning_rate']:g}", str(r["seed"]), *(f"{r['metrics'][name]:.4f}" for name in names)] for r in results
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(f"  {line}{'  <- best' if i == chosen + 1 else ''}" for i, line in enumerate(lines))

@@ -22,8 +22,9 @@ from fastbert.tasks.task import Judge, Task
 from fastbert.tasks.words import firsts
 from fastbert.terminal import progress
 from fastbert.training import files, logs
-from fastbert.training.finetuning import Finetuning, figures_of
+from fastbert.training.finetuning import Finetuning
 from fastbert.training.judging import mixed
+from fastbert.training.results import figures_of
 from fastbert.training.tuning import Training, Tuning
 
 _GIB = 1 << 30
