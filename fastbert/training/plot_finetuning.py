@@ -127,7 +127,8 @@ def draw(runs: Sequence[_Run]) -> Any:
     if not below:
         _curves(figure, runs, keys)
         return figure
-    above, rest = figure.subfigures(2, 1, height_ratios=[heights[0], below])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[heights[0], below])
+    above, rest = parts
     _curves(above, runs, keys)
     run = runs[0]
     if run.split.get("confusion"):
