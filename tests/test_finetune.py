@@ -70,7 +70,7 @@ def log(run: Path) -> list[dict[str, Any]]:
 
 def results(run: Path) -> dict[str, Any]:
     found = json.loads((run / "results.json").read_text())
-    del found["seconds"]
+    del found["seconds"], found["training_seconds"]
     return dict(found)
 
 

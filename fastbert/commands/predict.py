@@ -51,7 +51,10 @@ def predict(
 
     model = of_run(model)
     given = Given(text=text, pair=pair, choices=columns_of(choices), question=question, passage=passage)
-    found, config = registry.load(model, given), load_config(model)
+    found = registry.load(model, given)
+    if found is not None and "features" in found[1]:
+        raise InputError(f"{model} is a BiLSTM over a frozen encoder, which `fastbert evaluate` alone runs")
+    config = load_config(model)
     engine, record = predictor(model, config)
     columns, of_row = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair}), None
     if engine == "Answerer":
@@ -61,8 +64,6 @@ def predict(
     options = {}
     if found is not None:
         task, about = found
-        if "features" in about:
-            raise InputError(f"{model} is a BiLSTM over a frozen encoder, which `fastbert evaluate` alone runs")
         if task.columns:
             columns, of_row = dict(task.columns), task.texts
         if shared.max_length is None:
