@@ -16,6 +16,8 @@ import fastbert
 from fastbert.errors import InputError
 from fastbert.inference.encoding import takes_types
 from fastbert.inference.engine import Engine
+from fastbert.inference.spans import Reading
+from fastbert.inference.windows import Windows
 from fastbert.tasks import registry
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Tokenizing
@@ -293,6 +295,29 @@ def test_answers_are_the_official_decodings(folders: dict[str, str], tmp_path: P
             assert span["score"] == pytest.approx(expected[where], rel=1e-4, abs=1e-4)
         assert (prediction["answer"] == "") == (null - best[0] > threshold)
         assert sum(answer["probability"] for answer in prediction["n_best"]) == pytest.approx(1)
+
+
+def test_only_the_best_starts_and_ends_are_looked_at_where_logits_are_summed() -> None:
+    """Of 70 tokens the last 30 are good starts, the first 30 good ends: no span of these is one."""
+    T = 71
+    offsets = np.stack([np.arange(-1, T - 1), np.arange(T)], 1).astype(np.int32)
+    windows = Windows(
+        np.zeros(T, np.int32), np.array([T]), texts=["x" * (T - 1)], text_of=np.zeros(1, np.int64),
+        begins=np.zeros(1, np.int64), read=np.arange(T) > 0, offsets=offsets,
+    )  # fmt: skip
+    logits_T2 = np.zeros((T, 2), np.float32)
+    logits_T2[41:, 0] = logits_T2[1:31, 1] = 5
+    logits_T2[0] = 1, 2
+    (found,) = Reading(30, summed=True).spans(logits_T2, windows, 0)
+    assert found.spans == []
+    assert (found.null, found.best, found.odds) == (3.0, "", 0.0)
+    (found,) = Reading(30).spans(logits_T2, windows, 0)
+    assert len(found.spans) == 1
+    logits_T2[20, 0], logits_T2[50, 1] = 7, 6  # 31 tokens: one too many
+    (found,) = Reading(30, summed=True).spans(logits_T2, windows, 0)
+    assert found.spans[0][::2] == (19, 12.0)
+    assert {end for _, end, score in found.spans if score == 11} == {50}
+    assert max(end - begin for begin, end, _ in found.spans) <= 30
 
 
 def test_figures_are_those_of_the_official_files(folders: dict[str, str], tmp_path: Path) -> None:
