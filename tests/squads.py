@@ -5,6 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastbert.tasks.examples import Examples
+from fastbert.tasks.squad import SquadTask
+from fastbert.tasks.squad_data import read_questions
+from fastbert.tasks.task import Given
 from tests.heads import DOCUMENTS, LONG
 
 UNICODE = "«Ünï» sang — naïve café, 日本語 and 🙂 birds\u00a0ran\u200b e\u0301t"
@@ -104,3 +108,11 @@ def windows_of(tokenizer: Any, question: Question, max_length: int, stride: int)
         positions = (inside[0], inside[-1]) if whole else (0, 0)
         found.append({**item, "start_positions": positions[0], "end_positions": positions[1]})
     return found
+
+
+def examples_of(folder: Path, questions: list[Question] = QUESTIONS, *, train: bool = False) -> Examples:
+    return read_questions(write(folder / "questions.json", questions), unanswerable=True, train=train)
+
+
+def task_of(name: str = "squad2", **given: str) -> SquadTask:
+    return SquadTask(name, Given(**given))
