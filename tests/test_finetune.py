@@ -145,7 +145,6 @@ PLACES: dict[str, tuple[Any, str, Callable[..., bool], bool]] = {
     "in the first epoch": (Evaluate, "on_step_end", lambda _, args, state, control: state.global_step == 7, True),
     "in the second epoch": (Evaluate, "on_step_end", lambda _, args, state, control: state.global_step == 17, True),
     "before a checkpoint has its name": (checkpoints, "publish", lambda _, to: to.name == "checkpoint-24", False),
-    "after the last checkpoint": (checkpoints, "publish", lambda _, to: to.name == "checkpoint-36", True),
     "before the model has its name": (checkpoints, "publish", lambda _, to: to.parent.name == "run", False),
     "after the model has its name": (checkpoints, "publish", lambda _, to: to.parent.name == "run", True),
     "before it is said that it is done": (finetuning, "write_json", lambda path, _: path.name == "result.json", False),
