@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastbert.tasks.examples import Examples
-from fastbert.tasks.squad import SquadTask
-from fastbert.tasks.squad_data import read_questions
+from fastbert.tasks.squad.data import read_questions
+from fastbert.tasks.squad.task import SquadTask
 from fastbert.tasks.task import Given
 from tests.heads import DOCUMENTS, LONG
 

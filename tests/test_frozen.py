@@ -11,9 +11,10 @@ from transformers import AutoModel, AutoTokenizer, BertConfig
 
 from fastbert.errors import InputError
 from fastbert.inference.engine import Engine
-from fastbert.tasks import registry, words
+from fastbert.tasks import registry
 from fastbert.tasks.features import Tokenizing
-from fastbert.tasks.frozen import FEATURES, About, Vectors, WordLSTM, encoder_of, layers_of, scored, vectors
+from fastbert.tasks.tagging import words
+from fastbert.tasks.tagging.frozen import FEATURES, About, Vectors, WordLSTM, encoder_of, layers_of, scored, vectors
 from fastbert.tasks.task import DEV, Given
 from fastbert.training.frozen import FrozenRun
 from fastbert.training.tuning import Tuning

@@ -21,8 +21,8 @@ from fastbert.tasks import registry
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Tokenizing
 from fastbert.tasks.scores import Scores
-from fastbert.tasks.squad import LONGEST_ANSWER, SquadTask
-from fastbert.tasks.squad_metric import evaluate
+from fastbert.tasks.squad.metric import evaluate
+from fastbert.tasks.squad.task import LONGEST_ANSWER, SquadTask
 from fastbert.tasks.task import labels_of
 from fastbert.training.judging import judged
 from fastbert.training.tuning import Tuning

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastbert.errors import InputError
-from fastbert.tasks.squad_data import read_questions
+from fastbert.tasks.squad.data import read_questions
 from fastbert.tasks.task import DEV, TRAIN
 from tests.optional import needs
 from tests.squads import QUESTIONS, Question, content, examples_of, rows, task_of, write

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastbert.errors import InputError
-from fastbert.tasks.squad_metric import Graded, evaluate, exact_match, f1, grade, words
+from fastbert.tasks.squad.metric import Graded, evaluate, exact_match, f1, grade, words
 
 
 @pytest.mark.parametrize(

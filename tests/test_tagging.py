@@ -14,7 +14,7 @@ from fastbert.inference.encoding import takes_types
 from fastbert.tasks import registry
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Tokenizing
-from fastbert.tasks.tagging import TaggingTask
+from fastbert.tasks.tagging.task import TaggingTask
 from fastbert.tasks.task import DEV, TEST, TRAIN, Given
 from fastbert.training.finetuning import Finetuning
 from fastbert.training.tuning import Tuning, begin

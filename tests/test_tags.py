@@ -2,7 +2,19 @@
 
 import pytest
 
-from fastbert.tasks.tags import BILOU, BIOES, IOB1, IOB2, SCHEMES, Span, has_scheme, is_valid, scheme_of, spans, written
+from fastbert.tasks.tagging.schemes import (
+    BILOU,
+    BIOES,
+    IOB1,
+    IOB2,
+    SCHEMES,
+    Span,
+    has_scheme,
+    is_valid,
+    scheme_of,
+    spans,
+    written,
+)
 from tests.optional import given, st
 
 pytest.importorskip("seqeval")

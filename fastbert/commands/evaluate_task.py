@@ -64,8 +64,9 @@ def evaluate_task(
     from fastbert.inference.encoding import takes_types
     from fastbert.inference.engine import Engine
     from fastbert.inference.loading import load_model, load_tokenizer
-    from fastbert.tasks import frozen, registry
+    from fastbert.tasks import registry
     from fastbert.tasks.features import Tokenizing
+    from fastbert.tasks.tagging import frozen
     from fastbert.tasks.task import DEV, Given, columns_of
     from fastbert.training.finetuning import length_of
     from fastbert.training.judging import judged, mixed

@@ -116,7 +116,7 @@ def finetune(
     import torch
 
     from fastbert.tasks import registry
-    from fastbert.tasks.frozen import RECIPE as FROZEN
+    from fastbert.tasks.tagging.frozen import RECIPE as FROZEN
     from fastbert.tasks.task import Given, columns_of
     from fastbert.training import reporting
     from fastbert.training.finetuning import Finetuning

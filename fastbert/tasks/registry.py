@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import InputError
-from fastbert.tasks import choice, glue, sequences, squad, tagging
+from fastbert.tasks import choice, glue, sequences
+from fastbert.tasks.squad import task as squad
+from fastbert.tasks.tagging import task as tagging
 from fastbert.tasks.task import Given, Task
 
 FILE = "fastbert_task.json"  # in a tuned model's folder

@@ -16,10 +16,10 @@ from transformers import get_linear_schedule_with_warmup
 from fastbert.errors import InputError
 from fastbert.inference.engine import Engine
 from fastbert.tasks.features import Features
-from fastbert.tasks.frozen import BYTES, Vectors, WordLSTM, about_of, encoder_of, layers_of, scored, vectors
 from fastbert.tasks.scores import Scores
+from fastbert.tasks.tagging.frozen import BYTES, Vectors, WordLSTM, about_of, encoder_of, layers_of, scored, vectors
+from fastbert.tasks.tagging.words import firsts
 from fastbert.tasks.task import Judge, Task
-from fastbert.tasks.words import firsts
 from fastbert.terminal import progress
 from fastbert.training import files, logs
 from fastbert.training.finetuning import Finetuning

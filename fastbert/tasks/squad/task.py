@@ -22,13 +22,13 @@ from fastbert.data.datasets import PREFIX, Dataset, is_saved
 from fastbert.errors import InputError
 from fastbert.inference.spans import Answer, Found, Reading, null_tokens, span_logits
 from fastbert.inference.windows import Windower, Windows
-from fastbert.tasks import squad_metric
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Features, Tokenizing
 from fastbert.tasks.predicting import of_answer
 from fastbert.tasks.scores import Scores
-from fastbert.tasks.squad_data import read_questions, stands
-from fastbert.tasks.squad_metric import Graded
+from fastbert.tasks.squad import metric as squad_metric
+from fastbert.tasks.squad.data import read_questions, stands
+from fastbert.tasks.squad.metric import Graded
 from fastbert.tasks.task import DEV, TRAIN, Given, Judge, Recipe, Task
 
 LONGEST_ANSWER, LONGEST_QUESTION = 30, 64  # tokens

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastbert.errors import InputError
-from fastbert.tasks.squad_data import read_questions
+from fastbert.tasks.squad.data import read_questions
 from fastbert.terminal import note
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastbert.tasks.tags import OUTSIDE, Span, has_scheme, spans
+from fastbert.tasks.tagging.schemes import OUTSIDE, Span, has_scheme, spans
 
 Tags = Sequence[Sequence[str]]
 _RIGHT, _PREDICTED, _TRUE = range(3)

@@ -21,12 +21,13 @@ from fastbert.data.sources import File
 from fastbert.errors import InputError, require
 from fastbert.inference.engine import Batch
 from fastbert.inference.inputs import as_unicode
-from fastbert.tasks import tag_scores, words
-from fastbert.tasks.columns import DOCUMENT, ColumnFile
 from fastbert.tasks.examples import Examples, read_table
 from fastbert.tasks.features import Features, Tokenizing
 from fastbert.tasks.scores import Scores
-from fastbert.tasks.tags import IOB2, OUTSIDE, has_scheme, is_tag, is_valid, scheme_of, spans, written
+from fastbert.tasks.tagging import scores as tag_scores
+from fastbert.tasks.tagging import words
+from fastbert.tasks.tagging.columns import DOCUMENT, ColumnFile
+from fastbert.tasks.tagging.schemes import IOB2, OUTSIDE, has_scheme, is_tag, is_valid, scheme_of, spans, written
 from fastbert.tasks.task import DEV, TEST, TRAIN, Given, Judge, Recipe, Task, head_of, labels_of
 
 TASKS = ("ner", "tag")

@@ -31,8 +31,8 @@ from fastbert.inference.engine import Engine
 from fastbert.inference.loading import load_model
 from fastbert.inference.windows import Windows
 from fastbert.tasks.scores import Scores
+from fastbert.tasks.tagging.words import firsts, sentence_of
 from fastbert.tasks.task import Judge, Recipe, head_of, labels_of
-from fastbert.tasks.words import firsts, sentence_of
 
 FEATURES = ("embeddings", "second-to-last", "last", "weighted-sum", "last-4-sum", "last-4-concat")
 RECIPE = Recipe(epochs=10, learning_rate=1e-3, max_length=None)  # ours: the paper says nothing of it
