@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,32 @@ def test_what_is_odd_is_counted_and_named(run: Run, model: str, data: Path, tmp_
     assert "1 x an empty text (kept), as " in err
     assert "110 examples" in err or "98 examples" in err  # without the two that are left out
     assert "(left out), as" in err
+
+
+def test_two_processes_train_and_judge_as_one(model: str, data: Path, tmp_path: Path) -> None:
+    """Without dropout: each has half of a step's examples, and of the dev data."""
+    logs = []
+    for launch in ([], ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]):
+        output = tmp_path / f"run-{len(logs)}"
+        words = ["finetune", "classify", "--model", model, "--data", data, "--label", "animal", "-o", output, *OPTIONS]
+        command = [
+            sys.executable,
+            "-m",
+            *launch,
+            "fastbert",
+            *words,
+            "--dropout",
+            0,
+            "--epochs",
+            1,
+            "--accumulation",
+            2,
+        ]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        assert done.returncode == 0, done.stderr
+        logs.append(log(output))
+    for ours, theirs in zip(*logs, strict=True):
+        for key in ("loss", "grad_norm", "eval_loss", "eval_accuracy"):
+            assert (key in ours) == (key in theirs)
+            if key in ours:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
