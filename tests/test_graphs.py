@@ -29,11 +29,12 @@ from tests.tape import OnACpu
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = ("BertModel", "BertForSequenceClassification", "BertForTokenClassification", "BertForMaskedLM")
 OTHERS = ("BertForQuestionAnswering", "RobertaForSequenceClassification", "DistilBertModel", "AlbertForMaskedLM")
+PADDING = 1
 
 
 def make(kind: str = "BertModel", device: str = "cpu", **changes: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = getattr(fastbert, kind)(config_of(kind, num_hidden_layers=2, **changes)).eval()
+    model = getattr(fastbert, kind)(config_of(kind, num_hidden_layers=2, pad_token_id=PADDING, **changes)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -57,7 +58,7 @@ def packed(lengths: list[int], device: str = "cpu", types: bool = False) -> dict
 
 def padded(lengths: list[int]) -> dict[str, Any]:
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return {"input_ids": torch.randint(3, 100, mask.shape).where(mask, 1), "attention_mask": mask.long()}
+    return {"input_ids": torch.randint(3, 100, mask.shape).where(mask, PADDING), "attention_mask": mask.long()}
 
 
 def plainly(model: nn.Module, graphs: Graphs, batch: dict[str, Any]) -> Any:
