@@ -237,6 +237,4 @@ def _report(model: nn.Module) -> Report:
     device = weight.device.type
     backends = _library.backends(device)
     name = type(model).__name__
-    return Report(
-        name, device, fused, plain, products, backends, packed_calls, fallbacks, inference, computed=computed
-    )
+    return Report(name, device, fused, plain, products, backends, packed_calls, fallbacks, inference, computed=computed)

@@ -145,6 +145,18 @@ def test_other_heads_and_families(kind: str) -> None:
     assert graphs.replays == 6
 
 
+def test_masked_tokens_that_are_no_padding_go_past_them(model: nn.Module) -> None:
+    """Their hidden states are read, and graphs have none; of the next batch they replay."""
+    graphs, call = on_a_cpu(model), padded([5, 9])
+    words = call | {"input_ids": torch.randint(3, 100, (2, 9))}
+    for inputs, replays in ((call, 1), (words, 1), (call, 2)):
+        output = model(**inputs)
+        assert graphs.replays == replays, graphs
+        assert_same(output, plainly(model, graphs, inputs))
+        assert (output.last_hidden_state[0, 5:] == 0).all() == (inputs is call)
+    assert fastbert.report(model).computed.total() == 2
+
+
 def test_a_graph_serves_all_batches_of_its_tier(model: nn.Module) -> None:
     graphs = on_a_cpu(model)
     for lengths in ([20, 12, 5], [17, 3, 13], [32, 3]):

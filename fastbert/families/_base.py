@@ -43,8 +43,8 @@ class Options:
         residual_dtype: of the hidden states between layers under autocast; None for what transformers has, float32.
         last_layer_subset: in masked-LM training, run the last layer only for the rows that somebody reads.
         lazy_logits: in masked-LM training, compute logits when they are read.
-        compute_padding: hidden states of padding are transformers', not zeros. Where it is None, in calls that mask what
-            is no padding.
+        compute_padding: hidden states of padding are transformers', not zeros. Where it is None, in calls that mask
+            what is no padding.
         prepare: in inference on a CPU, keep a copy of the layers' weights: `fastbert.prepared`.
         inference_dtype: "bf16" or "int8" for these layers' products; None for the model's own.
     """

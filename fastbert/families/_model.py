@@ -334,7 +334,7 @@ class BaseModel(ModelRole):
 
     def _limits(self) -> _inputs.Limits:
         size = getattr(self.config, "embedding_size", self.config.hidden_size)
-        limits = self.embeddings._limits(size, self._device())
+        limits = cast(_inputs.Limits, self.embeddings._limits(size, self._device()))
         return replace(limits, pad_token_id=getattr(self.config, "pad_token_id", None))
 
 
