@@ -62,7 +62,7 @@ def per_token_and_layer(hidden: int, padding: str, patched: bool, dtype: torch.d
         model = transformers.BertModel(config, add_pooling_layer=False).to(dtype).train()
         if patched:
             fastbert.patch(model)
-        inputs = {"input_ids": torch.randint(5, 1000, (BATCH, LENGTH)), "attention_mask": mask}
+        inputs = {"input_ids": torch.randint(5, 1000, (BATCH, LENGTH)) * mask, "attention_mask": mask}
         totals.append(kept_bytes(model, inputs))
     return (totals[1] - totals[0]) / (BATCH * LENGTH)
 

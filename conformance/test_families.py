@@ -92,10 +92,9 @@ class ModelTester:
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, Inputs]:
         shape = [self.batch_size, self.seq_length]
         config = self.get_config()
-        inputs = {
-            "input_ids": common.ids_tensor(shape, self.vocab_size),
-            "attention_mask": common.random_attention_mask(shape),
-        }
+        mask = common.random_attention_mask(shape)
+        ids = common.ids_tensor(shape, self.vocab_size).where(mask != 0, config.pad_token_id)
+        inputs = {"input_ids": ids, "attention_mask": mask}
         if hasattr(config, "type_vocab_size"):
             inputs["token_type_ids"] = common.ids_tensor(shape, self.type_vocab_size)
         return config, inputs

@@ -107,24 +107,33 @@ class Packing:
         )
 
     @classmethod
-    def from_mask(cls, mask: Tensor, *, tokens: int | None = None, max_seqlen: int | None = None) -> "Packing":
+    def from_mask(cls, mask: Tensor) -> "Packing":
         """The tokens where a (B, L) mask is not 0: padding on either side, holes and empty rows alike.
 
-        One host synchronisation, unless the number of tokens and the longest length are given.
+        One host synchronisation.
 
         Raises:
             ValueError: if the mask has not two dimensions.
         """
         if mask.ndim != 2:
             raise ValueError(f"mask must be (batch, length), but is {tuple(mask.shape)}")
-        B, L = mask.shape
         keep = mask != 0
         seqlens = keep.sum(-1)
-        if tokens is None or max_seqlen is None:
-            tokens, max_seqlen = torch.stack([seqlens.sum(), seqlens.amax()]).tolist() if B else (0, 0)
+        tokens, max_seqlen = torch.stack([seqlens.sum(), seqlens.amax()]).tolist() if len(mask) else (0, 0)
+        return cls.from_counts(keep, seqlens, tokens, max_seqlen)
+
+    @classmethod
+    def from_counts(cls, keep: Tensor, seqlens: Tensor, tokens: int, max_seqlen: int) -> "Packing":
+        """`from_mask` where the host knows what it would wait for. No host synchronisation.
+
+        Args:
+            keep: (B, L) bool, the mask.  seqlens: (B,), its sums.
+            tokens: the sum of these.  max_seqlen: the largest.
+        """
+        B, L = keep.shape
         if tokens == B * L:
-            return cls.full(B, L, mask.device)
-        cu_seqlens = torch.zeros(B + 1, dtype=torch.int32, device=mask.device)
+            return cls.full(B, L, keep.device)
+        cu_seqlens = torch.zeros(B + 1, dtype=torch.int32, device=keep.device)
         cu_seqlens[1:] = seqlens.cumsum(0)
         indices = torch.nonzero_static(keep.reshape(-1), size=tokens).squeeze(-1)
         return cls(cu_seqlens, max_seqlen, indices % L, indices, (B, L))

@@ -43,17 +43,20 @@ def patch(
 
     Args:
         model: a transformers model, or anything that contains one: a SentenceTransformer, a PEFT model.
-        strict: raise `FellBack` in a call that would fall back to transformers.
+        strict: raise `FellBack` in a call that would fall back to transformers. One that computes padding does not:
+            it runs packed, on more rows.
         residual_dtype: "bf16" or "fp16" to keep hidden states in that dtype under autocast; float32 where it is None,
             as transformers has them.
         last_layer_subset: in masked-LM training, run the last layer's products only for the tokens that somebody
             reads: those with a label, and the first of each sequence where there is a pooler.
         lazy_logits: in masked-LM training, compute the logits of all tokens only when somebody reads them.
-        padded_rows: "zeros" for hidden states and logits of padding, which then costs nothing; "computed" for
-            transformers' values, for models that read them: ColBERT's query vectors of [MASK], whose mask is 0, or a
-            loss over all rows. A batch with padding then costs what a full one of its size does, and its attention is
-            transformers' own. Where it is None, "computed" for sentence-transformers' query expansion with attend=False
-            as it is set at this moment, "zeros" for all else.
+        padded_rows: "zeros" for hidden states and logits of all masked tokens, which then cost nothing; "computed" for
+            transformers' values. A batch with padding then costs what a full one of its size does, and its attention is
+            transformers' own. Where it is None, each call goes by its input_ids: if any is not the configuration's
+            pad_token_id where attention_mask is 0, somebody wrote it and may read what becomes of it, as ColBERT does
+            of its [MASK] tokens, and the call is computed; `report` counts it, the first is a warning. Else padding is
+            zeros. So are all masked tokens without a pad_token_id, or with inputs_embeds. For sentence-transformers'
+            query expansion with attend=False, as it is set at this moment, None is "computed".
         prepare: in inference on a CPU (`torch.no_grad()`, evaluation mode) run all layers in one call of C++, over a
             copy of their weights. It takes as much memory as the layers, is made anew when weights change, and given
             back in training. What is written through a parameter's `.data` is seen by a few words of each weight:
@@ -79,14 +82,14 @@ def patch(
     if inference_dtype is not None and not prepare:
         raise ValueError("inference_dtype needs prepare=True")
     _check_known(model, "patch")
-    if padded_rows is None:
-        padded_rows = "computed" if any(map(_scores_padding, model.modules())) else "zeros"
+    if padded_rows is None and any(map(_scores_padding, model.modules())):
+        padded_rows = "computed"
     options = _base.Options(
         strict=strict,
         residual_dtype=_RESIDUAL_DTYPES[residual_dtype],
         last_layer_subset=last_layer_subset,
         lazy_logits=lazy_logits,
-        compute_padding=padded_rows == "computed",
+        compute_padding=None if padded_rows is None else padded_rows == "computed",
         prepare=prepare,
         inference_dtype=inference_dtype,
     )
@@ -155,6 +158,7 @@ class Report:
         products: for each matrix product of the layers, which way it takes, and why.
         backends: for each operator, what serves it on the model's device.  patched: or else as it would be.
         packed_calls: forward passes through the packed encoder.  fallbacks: the others, by reason.
+        computed: of the packed ones, those that computed rows of padding though `padded_rows` was None, by reason.
         inference: for each model in it on a CPU, how its layers run in inference there: `fastbert.prepared`.
     """
 
@@ -168,6 +172,7 @@ class Report:
     fallbacks: Counter[str]
     inference: Counter[str] = field(default_factory=Counter)
     patched: bool = True
+    computed: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         would_be = "" if self.patched else "would be "
@@ -180,6 +185,7 @@ class Report:
         if self.patched:
             lines.append(f"calls: {self.packed_calls:,} packed, {self.fallbacks.total():,} fell back to transformers")
             lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
+            lines += [f"  {count:3} x packed, on all rows: {why}" for why, count in self.computed.most_common()]
         return "\n".join(lines)
 
 
@@ -208,11 +214,12 @@ def _report(model: nn.Module) -> Report:
         if isinstance(module, PreTrainedModel) and _base.fast_class(type(module)) is None:
             plain[f"{type(module).__name__}, around it: {_subclasses.why_not(type(module), CLASSES)}"] += 1
     weight = next(fast[0].parameters())
-    packed_calls, fallbacks, inference = 0, Counter[str](), Counter[str]()
+    packed_calls, fallbacks, computed, inference = 0, Counter[str](), Counter[str](), Counter[str]()
     for module in fast:
         if isinstance(module, PreTrainedModel):
             packed_calls += _base.state(module).packed_calls
             fallbacks += _base.state(module).fallbacks
+            computed += _base.state(module).computed
         if isinstance(module, BaseModel) and weight.device.type == "cpu":
             inference[_inference.describe(module)] += 1
         fusions: Callable[[], list[tuple[str, str | None]]] = getattr(module, "fusions", list)
@@ -229,4 +236,5 @@ def _report(model: nn.Module) -> Report:
             products[f"{K or '?'} -> {N or '?'}{'' if form is None else ' + GELU'}: {way}"] += 1
     device = weight.device.type
     backends = _library.backends(device)
-    return Report(type(model).__name__, device, fused, plain, products, backends, packed_calls, fallbacks, inference)
+    name = type(model).__name__
+    return Report(name, device, fused, plain, products, backends, packed_calls, fallbacks, inference, computed=computed)

@@ -231,8 +231,8 @@ def _batches(model: PreTrainedModel, sequences: Sequence[Sequence[int]] | None) 
         (_repeat(stream, len(texts) * L).view(-1, L), None),
         (right, right_mask),
         (left, left_mask),
-        (right, holes),
-        (right, with_empty),
+        (right.where(holes != 0, pad), holes),
+        (right.where(with_empty != 0, pad), with_empty),
         (stream[:1][None], None),
         (_repeat(stream, longest)[None], None),
     ]

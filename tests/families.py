@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import fastbert
 from fastbert.families import CLASSES, FAMILIES
-from tests.models import CAUSAL, config_of, head_of, labels_for, pair
+from tests.models import CAUSAL, config_of, head_of, labels_for, padded, pair
 
 SAME = ("camembert", "data2vec_text", "xlm_roberta")  # by RoBERTa's table: no code of their own
 
@@ -92,13 +92,13 @@ def packed_and_padded(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     rows, L = len(LENGTHS), max(LENGTHS)
     seqlens = torch.tensor(LENGTHS)
     mask = torch.arange(L) < seqlens[:, None]
-    ids = torch.randint(1, 100, (rows, L))
-    padded = {"input_ids": ids, "attention_mask": mask.long(), **labels_for(name, ids, mask)}
+    ids = padded(name, torch.randint(1, 100, (rows, L)), mask)
+    rectangle = {"input_ids": ids, "attention_mask": mask.long(), **labels_for(name, ids, mask)}
     if head_of(name) == "ForQuestionAnswering":
-        padded |= {"start_positions": torch.tensor([3, 0, 2, 1]), "end_positions": torch.tensor([3, 0, 8, 2])}
-    packed = {key: pack(t, mask) for key, t in padded.items() if key != "attention_mask"}
+        rectangle |= {"start_positions": torch.tensor([3, 0, 2, 1]), "end_positions": torch.tensor([3, 0, 8, 2])}
+    packed = {key: pack(t, mask) for key, t in rectangle.items() if key != "attention_mask"}
     cu_seqlens = torch.cat([torch.zeros(1), seqlens.cumsum(0)]).int()
-    return packed | {"cu_seq_lens_q": cu_seqlens, "max_length_q": L}, padded
+    return packed | {"cu_seq_lens_q": cu_seqlens, "max_length_q": L}, rectangle
 
 
 def pack(of_tokens: Tensor, mask: Tensor) -> Tensor:

@@ -155,6 +155,6 @@ def packed_batch(draw: random.Random, seqlens: list[int], vocabulary: int, label
 def padded_batch(draw: random.Random, seqlens: list[int], vocabulary: int) -> Batch:
     """As users give them, right-padded; without a mask where there is no padding."""
     B, L = len(seqlens), max(seqlens)
-    ids = torch.tensor([[draw.randrange(vocabulary) for _ in range(L)] for _ in range(B)])
     mask = torch.arange(L) < torch.tensor(seqlens)[:, None]
+    ids = torch.tensor([[draw.randrange(vocabulary) for _ in range(L)] for _ in range(B)]) * mask
     return {"input_ids": ids} if mask.all() else {"input_ids": ids, "attention_mask": mask.long()}

@@ -101,8 +101,11 @@ def mask_named(name: str) -> Tensor | None:
     return None if make is None else torch.tensor(make(LENGTH))
 
 
-def batch(name: str, mask: Tensor | None) -> dict[str, Tensor]:
-    """Inputs and labels for a head of any family, with no label on padding."""
+def batch(name: str, mask: Tensor | None, *, words: bool = False) -> dict[str, Tensor]:
+    """Inputs and labels for a head of any family, with no label on padding.
+
+    words: what is masked is no padding, but words.
+    """
     keep = torch.ones(BATCH, LENGTH, dtype=torch.bool) if mask is None else mask.bool()
     takes = inspect.signature(getattr(transformers, name).forward).parameters
     inputs = {"input_ids": torch.randint(1, VOCABULARY, (BATCH, LENGTH))}
@@ -116,7 +119,14 @@ def batch(name: str, mask: Tensor | None) -> dict[str, Tensor]:
     if head == "ForMultipleChoice":
         inputs = {key: t[:, None].repeat(1, 2, 1) for key, t in inputs.items()}
         inputs["input_ids"] = torch.randint(1, VOCABULARY, (BATCH, 2, LENGTH))
+    if mask is not None and not words:
+        inputs["input_ids"] = padded(name, inputs["input_ids"], inputs["attention_mask"])
     return inputs | labels_for(name, inputs["input_ids"], keep)
+
+
+def padded(name: str, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """With the padding id of the class's family where the mask is 0."""
+    return input_ids.where(mask != 0, getattr(transformers, name).config_class().pad_token_id)
 
 
 def labels_for(name: str, input_ids: Tensor, keep: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fastbert
 import fastbert.patching  # takes down methods as they are written, before a test replaces one
 from tests.families import without_cache
-from tests.models import labels_for
+from tests.models import labels_for, padded
 from tests.touched_classes import tiny
 from tests.touches import KINDS, Seen
 
@@ -139,7 +139,7 @@ def _batch(name: str, training: bool) -> tuple[dict[str, Any], Tensor]:
     types = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
     if name.endswith("MultipleChoice"):
         ids, valid, types = (torch.stack([t, t.flip(0)], dim=1) for t in (ids, valid, types))
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": valid}
+    inputs: dict[str, Any] = {"input_ids": padded(name, ids, valid), "attention_mask": valid}
     taken = inspect.signature(getattr(transformers, name).forward).parameters
     if training:
         inputs |= labels_for(name, ids, valid.bool())

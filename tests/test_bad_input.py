@@ -129,7 +129,9 @@ def test_a_packed_sequence_longer_than_the_position_table(model: fastbert.BertMo
 def test_ids_on_padding_may_be_anything(model: fastbert.BertModel) -> None:
     ids, mask = _ids(), torch.ones(BATCH, LENGTH)
     ids[:, -2:], mask[:, -2:] = -100, 0
-    assert torch.isfinite(model(ids, mask).last_hidden_state).all()
+    hidden = model(ids, mask).last_hidden_state
+    assert torch.isfinite(hidden).all()
+    assert (hidden[:, -2:] == 0).all()
 
 
 def test_labels() -> None:

@@ -36,8 +36,8 @@ def tiny(name: str = "BertModel") -> PreTrainedModel:
     return pair(name, tiny_config(num_hidden_layers=1, is_decoder=name == "BertLMHeadModel"))[1]
 
 
-def ids(mask: str = "none") -> dict[str, Any]:
-    inputs = batch("BertModel", mask_named(mask))
+def ids(mask: str = "none", *, name: str = "BertModel", words: bool = False) -> dict[str, Any]:
+    inputs = batch(name, mask_named(mask), words=words)
     return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
 
 
@@ -70,9 +70,13 @@ CASES: dict[str, tuple[str, Call]] = {
         "BertLMHeadModel",
         lambda model: model(**ids(), past_key_values=model(**ids()).past_key_values),
     ),
+    _fallbacks.MASKED_WORDS: ("BertModel", lambda model: model(**ids("right", words=True))),
     "labels on padding": ("BertForMaskedLM", labels_on_padding),
     "the pooler reads each row's first token": ("BertModel", lambda model: model(**ids("left"))),
-    "the head reads each row's first token": ("RobertaForSequenceClassification", lambda model: model(**ids("left"))),
+    "the head reads each row's first token": (
+        "RobertaForSequenceClassification",
+        lambda model: model(**ids("left", name="RobertaModel")),
+    ),
     "a GPU of compute capability": ("BertModel", lambda model: model(**ids())),
     "exporting": ("BertModel", lambda model: torch.export.export(model, (), ids(), strict=False)),
     "a transform of torch.func": ("BertModel", differentiated),

@@ -81,7 +81,8 @@ def test_inference_in_cuda_graphs(kind: str, dtype: torch.dtype) -> None:
     graphs = fastbert.graphs(model)
     calls = [_packed(lengths) for lengths in ([5, 9], [7, 3, 2], [60, 64, 1], [9], [64] * 40, [5, 9])]
     calls += [{"input_ids": torch.randint(1, 100, (3, 20), device="cuda")}]
-    calls += [{**calls[-1], "attention_mask": torch.arange(20, device="cuda").expand(3, 20).lt(11).long()}]
+    mask = torch.arange(20, device="cuda").expand(3, 20).lt(11).long()
+    calls += [{"input_ids": calls[-1]["input_ids"] * mask, "attention_mask": mask}]
     with torch.inference_mode():
         outputs = [model(**call) for call in calls]
         graphs.enabled = False

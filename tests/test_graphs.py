@@ -29,11 +29,12 @@ from tests.tape import OnACpu
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = ("BertModel", "BertForSequenceClassification", "BertForTokenClassification", "BertForMaskedLM")
 OTHERS = ("BertForQuestionAnswering", "RobertaForSequenceClassification", "DistilBertModel", "AlbertForMaskedLM")
+PADDING = 1
 
 
 def make(kind: str = "BertModel", device: str = "cpu", **changes: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = getattr(fastbert, kind)(config_of(kind, num_hidden_layers=2, **changes)).eval()
+    model = getattr(fastbert, kind)(config_of(kind, num_hidden_layers=2, pad_token_id=PADDING, **changes)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -57,7 +58,7 @@ def packed(lengths: list[int], device: str = "cpu", types: bool = False) -> dict
 
 def padded(lengths: list[int]) -> dict[str, Any]:
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return {"input_ids": torch.randint(3, 100, mask.shape).where(mask, 1), "attention_mask": mask.long()}
+    return {"input_ids": torch.randint(3, 100, mask.shape).where(mask, PADDING), "attention_mask": mask.long()}
 
 
 def plainly(model: nn.Module, graphs: Graphs, batch: dict[str, Any]) -> Any:
@@ -142,6 +143,18 @@ def test_other_heads_and_families(kind: str) -> None:
         for call in (packed(lengths), padded(lengths)):
             assert_same(model(**call), plainly(model, graphs, call))
     assert graphs.replays == 6
+
+
+def test_masked_tokens_that_are_no_padding_go_past_them(model: nn.Module) -> None:
+    """Their hidden states are read, and graphs have none; of the next batch they replay."""
+    graphs, call = on_a_cpu(model), padded([5, 9])
+    words = call | {"input_ids": torch.randint(3, 100, (2, 9))}
+    for inputs, replays in ((call, 1), (words, 1), (call, 2)):
+        output = model(**inputs)
+        assert graphs.replays == replays, graphs
+        assert_same(output, plainly(model, graphs, inputs))
+        assert (output.last_hidden_state[0, 5:] == 0).all() == (inputs is call)
+    assert fastbert.report(model).computed.total() == 2
 
 
 def test_a_graph_serves_all_batches_of_its_tier(model: nn.Module) -> None:

@@ -50,7 +50,7 @@ def _packed_and_padded(device: str = "cpu") -> tuple[dict[str, Any], dict[str, A
     """The same sequences, with shift_labels."""
     L = max(LENGTHS)
     mask = torch.arange(L)[None] < torch.tensor(LENGTHS)[:, None]
-    ids = torch.randint(1, 100, mask.shape)
+    ids = torch.randint(1, 100, mask.shape) * mask
     labels = _next_tokens(ids, mask)
     packed = {
         "input_ids": ids[mask][None].to(device),

@@ -143,8 +143,8 @@ class TestPackedInput:
     def _inputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The same sequences packed and padded."""
         rows, L = len(self.LENGTHS), max(self.LENGTHS)
-        padded = torch.randint(1, 100, (rows, L))
         mask = torch.arange(L)[None] < torch.tensor(self.LENGTHS)[:, None]
+        padded = torch.randint(1, 100, (rows, L)) * mask
         cu_seqlens = torch.tensor([0, *torch.tensor(self.LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
         packed = {"input_ids": padded[mask][None], "cu_seq_lens_q": cu_seqlens, "max_length_q": L}
         return packed, {"input_ids": padded, "attention_mask": mask.long()}
@@ -482,8 +482,8 @@ class TestRealCheckpoints:
         path = shared("checkpoints/bert-pretraining-rxnfp")
         stock = transformers.BertForPreTraining.from_pretrained(path).eval()
         fast = fastbert.BertForPreTraining.from_pretrained(path).eval()
-        ids = torch.randint(5, 500, (3, 40))
         mask = (torch.arange(40)[None] < torch.tensor([40, 11, 1])[:, None]).long()
+        ids = torch.randint(5, 500, (3, 40)) * mask
         expected, actual = (m(ids, attention_mask=mask, output_hidden_states=True) for m in (stock, fast))
         torch.testing.assert_close(
             actual.seq_relationship_logits, expected.seq_relationship_logits, atol=1e-5, rtol=1e-5

@@ -63,9 +63,11 @@ def test_a_decoder() -> None:
     torch.testing.assert_close(actual.loss, expected.loss)
 
 
-def test_colberts_query_expansion() -> None:
+@pytest.mark.parametrize("padded_rows", [None, "computed"])
+def test_colberts_query_expansion(padded_rows: str | None) -> None:
     """[MASK] tokens whose attention_mask is 0, and whose vectors are used: MaxSim equals transformers'."""
     stock, fast = _pair("BertModel", initializer_range=0.2)
+    fastbert.patch(fast, padded_rows=padded_rows)
     query = torch.tensor([[2, 7, 8, 3] + [4] * 8])
     attended = torch.tensor([[1] * 4 + [0] * 8])
     documents = torch.randint(5, 50, (3, 9))

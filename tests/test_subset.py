@@ -400,9 +400,9 @@ class TestSynchronisations:
         monkeypatch.setattr(FakeTensor, "tolist", lambda _: answers.pop(0))
         with FakeTensorMode():
             model, inputs = self._model(name), batch(name, torch.ones(BATCH, LENGTH).long())
-            answers += [[40, LENGTH, 9, 0], [1, 99, 0, 1, 0, 16, 0, 0]]
+            answers += [[40, LENGTH, 9, 0, 0], [1, 99, 0, 1, 0, 16, 0, 0]]
             model(**inputs).loss.backward()
-            answers += [[40, LENGTH], [1, 99, 0, 1, 0, 16, 0, 0]]
+            answers += [[40, LENGTH, 0], [1, 99, 0, 1, 0, 16, 0, 0]]
             model(inputs["input_ids"], attention_mask=inputs["attention_mask"])
             assert not answers
 

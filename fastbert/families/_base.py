@@ -43,7 +43,8 @@ class Options:
         residual_dtype: of the hidden states between layers under autocast; None for what transformers has, float32.
         last_layer_subset: in masked-LM training, run the last layer only for the rows that somebody reads.
         lazy_logits: in masked-LM training, compute logits when they are read.
-        compute_padding: hidden states of padding are transformers', not zeros.
+        compute_padding: hidden states of padding are transformers', not zeros. Where it is None, in calls that mask
+            what is no padding.
         prepare: in inference on a CPU, keep a copy of the layers' weights: `fastbert.prepared`.
         inference_dtype: "bf16" or "int8" for these layers' products; None for the model's own.
     """
@@ -52,7 +53,7 @@ class Options:
     residual_dtype: torch.dtype | None = None
     last_layer_subset: bool = True
     lazy_logits: bool = True
-    compute_padding: bool = False
+    compute_padding: bool | None = None
     prepare: bool = True
     inference_dtype: str | None = None
 
@@ -63,6 +64,7 @@ class State:
 
     Attributes:
         packed_calls: forward passes through the packed path.  fallbacks: the others, by reason.
+        computed: of the packed ones, those that computed padding though nobody had asked for it, by reason.
         said: of these reasons, the ones that were logged.
         survey: of the module's parts; made anew for a copy.
         of: the state of the module that this one's is a replica of, as DataParallel makes them.
@@ -73,6 +75,7 @@ class State:
     options: Options = field(default_factory=Options)
     packed_calls: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
+    computed: Counter[str] = field(default_factory=Counter)
     said: set[str] = field(default_factory=set)
     survey: Survey | None = None
     of: "State | None" = None
@@ -190,6 +193,14 @@ def fall_back(module: nn.Module, reason: str, *, packed: bool = False) -> None:
         known.fallbacks[reason] += 1
     if packed:
         raise ValueError(f"a packed batch (cu_seq_lens_q) cannot fall back to transformers, but must: {reason}")
+    _say_once(module, reason)
+
+
+def compute_masked_words(module: nn.Module, padding_id: int | None) -> None:
+    """Count a packed call in which masked tokens are no padding, so that all rows are computed; log the first."""
+    reason = f"{_fallbacks.MASKED_WORDS} ({padding_id})"
+    if not torch.compiler.is_compiling():
+        state(module).computed[reason] += 1
     _say_once(module, reason)
 
 

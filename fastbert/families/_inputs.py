@@ -29,6 +29,7 @@ class Limits:
         type_vocab_size: 0 where there are no token types.
         padding_idx: where positions are counted over the ids that are not this one, and begin behind it.
         task_type_vocab_size: None where there is no such table.
+        pad_token_id: the id of padding, where it has one.
     """
 
     vocab_size: int | None
@@ -39,6 +40,7 @@ class Limits:
     dtype: torch.dtype | None = None
     padding_idx: int | None = None
     task_type_vocab_size: int | None = None
+    pad_token_id: int | None = None
 
     @property
     def first_position(self) -> int:
@@ -93,6 +95,7 @@ class Inputs:
         labels_on_padding: a loss would need hidden states that are not computed.
         labelled: where the head wants to know.
         padding_mask: (B, L), where padding is computed like other tokens, and is packed: then there is some.
+        masked_words: that is so because some of it is no padding.
         task_type_ids: (T,) int64, where the model has such a table.
     """
 
@@ -105,6 +108,7 @@ class Inputs:
     labels_on_padding: bool = False
     labelled: Labelled | None = None
     padding_mask: Tensor | None = None
+    masked_words: bool = False
     task_type_ids: Tensor | None = None
 
 
@@ -148,7 +152,7 @@ def prepare(
     token_labels: TokenLabels | None = None,
     *,
     task_type_ids: Tensor | None = None,
-    compute_padding: bool = False,
+    compute_padding: bool | None = None,
 ) -> Inputs:
     """Check a batch and pack it.
 
@@ -158,7 +162,9 @@ def prepare(
         token_type_ids, position_ids, task_type_ids: (B, L), or what broadcasts to it.
         cu_seqlens, max_seqlen: for a batch that comes packed, (1, T), without attention_mask.
         token_labels: B L of them, in any shape.
-        compute_padding: padding is a token like the others, that nobody attends to.
+        compute_padding: padding is a token like the others, that nobody attends to. Where it is None, so it is in
+            batches that mask an id other than `limits.pad_token_id`: somebody wrote that, and may read what becomes of
+            it.
 
     Raises:
         ValueError: naming the argument and the bound. TypeError: for an argument that is no tensor.
@@ -200,7 +206,7 @@ def prepare(
         if rows.ndim != 1 or rows.dtype != torch.int64:
             raise ValueError(f"label_rows must be (labels,) int64, but is {tuple(rows.shape)} {rows.dtype}")
     look = (limits.device.type == "cpu" or DEBUG) and not torch.compiler.is_compiling()
-    count, on_padding = None, False
+    count, on_padding, masked_words = None, False, False
     if (
         token_labels is not None
         and token_labels.find
@@ -213,9 +219,11 @@ def prepare(
     elif attention_mask is None:
         packing = Packing.full(B, L, limits.device)
     else:
-        packing, count, on_padding = _packing_from_mask(attention_mask, token_labels)
+        ids = input_ids if compute_padding is None and limits.pad_token_id is not None else None
+        found = _packing_from_mask(attention_mask, token_labels, ids, limits.pad_token_id)
+        packing, count, on_padding, masked_words = found
     padding_mask = None
-    if compute_padding and packing.indices is not None:
+    if (compute_padding or masked_words) and packing.indices is not None:
         packing, padding_mask, on_padding = Packing.full(B, L, limits.device), attention_mask, False
     at_most = limits.max_tokens
     longest = L if cu_seqlens is None else packing.max_seqlen
@@ -234,7 +242,7 @@ def prepare(
             inputs = replace(inputs, task_type_ids=torch.zeros_like(inputs.input_ids))
         else:
             inputs = replace(inputs, task_type_ids=packing.pack(task_type_ids).long())
-    inputs = replace(inputs, padding_mask=padding_mask)
+    inputs = replace(inputs, padding_mask=padding_mask, masked_words=masked_words)
     if on_padding:
         inputs = replace(inputs, labels_on_padding=True)
     elif token_labels is not None and token_labels.find:
@@ -295,15 +303,26 @@ def as_token_labels(labels: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 @torch.compiler.disable
-def _packing_from_mask(attention_mask: Tensor, token_labels: TokenLabels | None) -> tuple[Packing, int, bool]:
-    """One synchronisation, for the packing, for how many tokens have a label and whether padding has."""
-    if token_labels is None:
-        return Packing.from_mask(attention_mask), 0, False
-    keep, labelled = attention_mask != 0, token_labels.labels != -100
+def _packing_from_mask(
+    attention_mask: Tensor, token_labels: TokenLabels | None, input_ids: Tensor | None, padding_id: int | None
+) -> tuple[Packing, int, bool, bool]:
+    """The packing, how many tokens have a label, whether padding has, and whether words are masked.
+
+    One synchronisation for all of it. No word is the padding id, nor one below 0, which no vocabulary has.
+    """
+    keep = attention_mask != 0
     seqlens = keep.sum(-1)
-    counts = torch.stack([seqlens.sum(), seqlens.amax(), labelled.sum(), (labelled & ~keep).sum()])
-    tokens, max_seqlen, count, on_padding = counts.tolist()
-    return Packing.from_mask(attention_mask, tokens=tokens, max_seqlen=max_seqlen), count, on_padding > 0
+    counts = [seqlens.sum(), seqlens.amax()]
+    if token_labels is not None:
+        labelled = token_labels.labels != -100
+        counts += [labelled.sum(), (labelled & ~keep).sum()]
+    if input_ids is not None:
+        words = (input_ids != padding_id) & (input_ids >= 0)
+        counts.append((words & ~keep).sum())
+    tokens, max_seqlen, *others = torch.stack(counts).tolist()
+    masked_words = input_ids is not None and others.pop() > 0
+    count, on_padding = others or (0, 0)
+    return Packing.from_counts(keep, seqlens, tokens, max_seqlen), count, on_padding > 0, masked_words
 
 
 def _labelled(token_labels: TokenLabels, packing: Packing, count: int | None) -> Labelled:

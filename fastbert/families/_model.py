@@ -5,7 +5,7 @@ Dimension key:  B batch   L padded length   T packed tokens   N features   M lab
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -97,7 +97,8 @@ class BaseModel(ModelRole):
     ) -> Any:
         """transformers' arguments and outputs; also `cu_seq_lens_q`, `max_length_q` for a packed batch, (1, T).
 
-        Padded rows of every hidden state are zeros. A packed batch has one pooled vector for each sequence. A decoder
+        Padded rows of every hidden state are zeros, unless a masked token is no padding: then all rows are
+        transformers', see `fastbert.patch`. A packed batch has one pooled vector for each sequence. A decoder
         returns a cache in evaluation only, and not of a packed batch.
 
         Raises:
@@ -143,6 +144,8 @@ class BaseModel(ModelRole):
                 _base.fall_back(this, reason or "", packed=cu_seqlens is not None)
             mine = {n: t for n, t in given.items() if t is not None and n not in kwargs}
             return stock_of(self).forward(self, attention_mask=attention_mask, **mine, **kwargs)
+        if inputs.masked_words:
+            _base.compute_masked_words(this, self.config.pad_token_id)
         packing, survey = inputs.packing, _base.surveyed(this)
         own_embeddings = survey.within("embeddings") is None
         drops = survey.drops(apart="" if own_embeddings else "embeddings")
@@ -331,7 +334,8 @@ class BaseModel(ModelRole):
 
     def _limits(self) -> _inputs.Limits:
         size = getattr(self.config, "embedding_size", self.config.hidden_size)
-        return cast(_inputs.Limits, self.embeddings._limits(size, self._device()))
+        limits = cast(_inputs.Limits, self.embeddings._limits(size, self._device()))
+        return replace(limits, pad_token_id=getattr(self.config, "pad_token_id", None))
 
 
 def _wanted(selection: Any, hidden_states: int) -> set[int]:
