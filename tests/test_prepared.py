@@ -1,5 +1,7 @@
 """Layers in one call of C++: what they compute, in every precision, and that they are never stale.
 
+The sum of embeddings in front of them: test_prepared_embeddings.py.
+
 Dimension key:  T packed tokens   N features
 """
 
@@ -24,11 +26,13 @@ from tests.optional import given, settings, st
 
 HERE = [precision for precision in PRECISIONS if why_no_precision(precision) is None]
 needs_fp32 = pytest.mark.skipif("fp32" not in HERE, reason=str(why_no_precision("fp32")))
-# Of LayerNorm's outputs, which are about 1: two layers' worth of rounding.
+# Of LayerNorm's outputs, which are about 1, and of sums that two layers begin: two layers' worth of rounding.
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.15}
 
 
-def layer_of(N: int, heads: int, head_dim: int, inner: int, form: str, bias: bool) -> tuple[Parts, nn.ModuleList]:
+def layer_of(
+    N: int, heads: int, head_dim: int, inner: int, form: str, bias: bool, norm_first: bool = False
+) -> tuple[Parts, nn.ModuleList]:
     context = heads * head_dim
     sizes = [(N, context)] * 3 + [(context, N), (N, inner), (inner, N)]
     linears = [nn.Linear(*size, bias=bias) for size in sizes]
@@ -37,19 +41,23 @@ def layer_of(N: int, heads: int, head_dim: int, inner: int, form: str, bias: boo
         nn.init.normal_(norm.weight, 1, 0.1)
         nn.init.normal_(norm.bias, 0, 0.1)
     q, k, v, o, up, down = linears
-    parts = Parts(q, k, v, o, norms[0], up, nn.GELU(form), down, norms[1], head_dim, head_dim**-0.5)
+    parts = Parts(q, k, v, o, norms[0], up, nn.GELU(form), down, norms[1], head_dim, head_dim**-0.5, norm_first)
     return parts, nn.ModuleList([*linears, *norms])
 
 
 def exact(parts: Parts, hidden_TN: Tensor, lengths: list[int]) -> Tensor:
     """A layer in the dtype of its weights, sequence by sequence."""
-    split = (-1, parts.query.out_features // parts.head_dim, parts.head_dim)
+    split = (parts.query.out_features // parts.head_dim, parts.head_dim)
     done = []
     for x in hidden_TN.split(lengths):
-        q, k, v = (dense(x).unflatten(-1, split[1:]).transpose(0, 1) for dense in (parts.query, parts.key, parts.value))
+        begin = parts.attention_norm(x) if parts.norm_first else x
+        q, k, v = (of(begin).unflatten(-1, split).transpose(0, 1) for of in (parts.query, parts.key, parts.value))
         p = (q @ k.mT * parts.scale).softmax(-1)
-        x = parts.attention_norm(parts.attention_out((p @ v).transpose(0, 1).flatten(1)) + x)
-        done.append(parts.norm(parts.out(parts.activation(parts.inner(x))) + x))
+        x = parts.attention_out((p @ v).transpose(0, 1).flatten(1)) + x
+        x = x if parts.norm_first else parts.attention_norm(x)
+        inside = parts.inner(parts.norm(x) if parts.norm_first else x)
+        x = parts.out(parts.activation(inside)) + x
+        done.append(x if parts.norm_first else parts.norm(x))
     return torch.cat(done)
 
 
@@ -64,6 +72,8 @@ def exact(parts: Parts, hidden_TN: Tensor, lengths: list[int]) -> Tensor:
     long=st.sampled_from([0, 97, 257]),
     form=st.sampled_from(["none", "tanh"]),
     bias=st.booleans(),
+    norm_first=st.booleans(),
+    ends=st.booleans(),
     threads=st.integers(1, 5),
     seed=st.integers(0, 2**31),
 )
@@ -77,16 +87,19 @@ def test_values(
     long: int,
     form: str,
     bias: bool,
+    norm_first: bool,
+    ends: bool,
     threads: int,
     seed: int,
 ) -> None:
     if precision not in HERE:
         pytest.skip(str(why_no_precision(precision)))
     torch.manual_seed(seed)
-    parts, modules = layer_of(N, heads, head_dim, inner, form, bias)
+    parts, modules = layer_of(N, heads, head_dim, inner, form, bias, norm_first)
+    end = nn.LayerNorm(N, eps=0.01) if ends else None
     lengths = [*lengths, long]
     hidden_TN, packing = torch.randn(sum(lengths), N), Packing.from_lengths(lengths)
-    layers = Prepared([parts, parts], precision)
+    layers = Prepared([parts, parts], precision, end)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -94,6 +107,7 @@ def test_values(
             actual, firsts = (layers.run(hidden_TN, packing, first_only=first) for first in (False, True))
             modules.double()
             expected = exact(parts, exact(parts, hidden_TN.double(), lengths), lengths)
+            expected = expected if end is None else end.double()(expected)
             # LayerNorm of a feature or two is steep: what it makes of a rounding has no bound.
             if N > 4:
                 torch.testing.assert_close(actual.double(), expected, atol=TOLERANCE[precision], rtol=0)
@@ -103,10 +117,11 @@ def test_values(
         assert torch.equal(first, actual[start] if end > start else torch.zeros(N))
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("precision", HERE)
-def test_neither_neighbours_nor_threads_change_a_bit(precision: str) -> None:
-    parts, _ = layer_of(48, 3, 16, 80, "none", True)
-    layers, lengths = Prepared([parts], precision), [5, 1, 130, 17, 33]
+def test_neither_neighbours_nor_threads_change_a_bit(precision: str, norm_first: bool) -> None:
+    parts, _ = layer_of(48, 3, 16, 80, "none", True, norm_first)
+    layers, lengths = Prepared([parts, parts], precision, nn.LayerNorm(48)), [5, 1, 130, 17, 33]
     hidden_TN, before = torch.randn(sum(lengths), 48), torch.get_num_threads()
     expected = layers.run(hidden_TN, Packing.from_lengths(lengths))
     for x, y in zip(hidden_TN.split(lengths), expected.split(lengths), strict=True):
@@ -119,9 +134,10 @@ def test_neither_neighbours_nor_threads_change_a_bit(precision: str) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("precision", HERE)
-def test_what_is_not_finite_stays_in_its_sequence(precision: str) -> None:
-    parts, _ = layer_of(48, 3, 16, 80, "none", True)
+def test_what_is_not_finite_stays_in_its_sequence(precision: str, norm_first: bool) -> None:
+    parts, _ = layer_of(48, 3, 16, 80, "none", True, norm_first)
     layers, lengths = Prepared([parts], precision), [5, 40, 17]
     hidden_TN = torch.randn(sum(lengths), 48)
     clean = layers.run(hidden_TN, Packing.from_lengths(lengths)).split(lengths)
@@ -160,21 +176,26 @@ def hidden(model: Any, name: str = "BertModel") -> Tensor:
         return model(**inputs)[0][inputs["attention_mask"].bool()]
 
 
-POST_NORM = [name for name in BASES if name not in ("RobertaPreLayerNormModel", "XLMRobertaXLModel")]
+NORM_FIRST = ["RobertaPreLayerNormModel", "XLMRobertaXLModel"]
 
 
 @needs_fp32
 @pytest.mark.parametrize("name", BASES)
-def test_every_family_that_normalises_behind_its_sums(name: str) -> None:
+def test_every_family(name: str) -> None:
     stock, fast = both(name)
     torch.testing.assert_close(hidden(fast, name), hidden(stock, name), atol=1e-5, rtol=1e-5)
-    said = str(fastbert.report(fast))
-    if name in POST_NORM:
-        assert copy_of(fast).layers.precision == "fp32"
-        assert "inference on a CPU: all layers in one call, fp32" in said
-    else:
-        assert copy_of(fast).layers is None
-        assert "inference on a CPU: layer by layer: layers of another kind than BERT's" in said
+    assert copy_of(fast).layers.precision == "fp32"
+    assert "inference on a CPU: all layers in one call, fp32" in str(fastbert.report(fast))
+
+
+@pytest.mark.skipif("bf16" not in HERE, reason=str(why_no_precision("bf16")))
+@pytest.mark.parametrize("name", BASES)
+def test_every_family_in_bfloat16(name: str) -> None:
+    stock, fast = both(name)
+    actual, expected = hidden(fast.bfloat16(), name), hidden(stock, name)
+    assert actual.dtype == torch.bfloat16
+    assert copy_of(fast).layers.precision == "bf16"
+    assert torch.nn.functional.cosine_similarity(actual.float(), expected).min() > 0.999
 
 
 @needs_fp32
@@ -252,6 +273,27 @@ def _data_twice(model: Any) -> None:
         model.encoder.layer[0].intermediate.dense.weight.data = torch.randn(96, 48)
 
 
+def _table_in_place(model: Any) -> None:
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.mul_(2)
+
+
+def _table_data(model: Any) -> None:
+    model.embeddings.position_embeddings.weight.data = torch.randn_like(model.embeddings.position_embeddings.weight)
+
+
+def _other_table(model: Any) -> None:
+    model.embeddings.token_type_embeddings = nn.Embedding(2, 48)
+
+
+def _embeddings_norm(model: Any) -> None:
+    model.embeddings.LayerNorm.weight.data[5:].mul_(2)
+
+
+def _embeddings_eps(model: Any) -> None:
+    model.embeddings.LayerNorm.eps = 0.5
+
+
 def _half(model: Any) -> None:
     model.bfloat16()
 
@@ -262,6 +304,7 @@ def _fewer_layers(model: Any) -> None:
 
 CHANGES = [_load, _in_place, _other_parameter, _other_tensor, _other_module, _step, _hook, _scaling, _eps, _no_bias]
 CHANGES += [_activation, _half, _fewer_layers, _data_in_place, _twice, _data_twice]
+CHANGES += [_table_in_place, _table_data, _other_table, _embeddings_norm, _embeddings_eps]
 
 
 @needs_fp32
@@ -279,6 +322,36 @@ def test_it_is_never_stale(change: Any) -> None:
     assert (expected - before).abs().max() > 10 * tolerance or change is _half
     for _ in range(3):  # the first call after a change finds it, the next makes another copy
         torch.testing.assert_close(hidden(fast), expected, atol=tolerance, rtol=tolerance)
+
+
+def norms_of(model: Any) -> list[nn.LayerNorm]:
+    """Of a model that normalises first: the last one, and a layer's two."""
+    if hasattr(model, "LayerNorm"):
+        first, second = model.encoder.layer[1].attention.LayerNorm, model.encoder.layer[1].intermediate.LayerNorm
+        return [model.LayerNorm, first, second]
+    layer = model.encoder.layer[1]
+    return [model.encoder.LayerNorm, layer.attention.self_attn_layer_norm, layer.LayerNorm]
+
+
+@needs_fp32
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("name", NORM_FIRST)
+def test_the_norms_of_layers_that_normalise_first_are_never_stale(name: str, which: int) -> None:
+    torch.manual_seed(3)
+    stock, fast = both(name)
+    before = hidden(fast, name)
+    for model in (stock, fast):
+        torch.manual_seed(4)
+        norms_of(model)[which].weight.data = torch.randn(48)
+    expected = hidden(stock, name)
+    assert (expected - before).abs().max() > 1e-3
+    for _ in range(3):
+        torch.testing.assert_close(hidden(fast, name), expected, atol=1e-5, rtol=1e-5)
+    assert copy_of(fast).layers is not None
+    norms_of(fast)[which].eps = norms_of(stock)[which].eps = 0.5
+    for _ in range(3):
+        torch.testing.assert_close(hidden(fast, name), hidden(stock, name), atol=1e-5, rtol=1e-5)
+    assert (copy_of(fast).layers is None) == (which > 0)  # a layer has one epsilon
 
 
 @needs_fp32
@@ -339,7 +412,7 @@ def at_once(model: Any) -> Tensor | None:
 
 
 @needs_fp32
-@pytest.mark.parametrize("name", POST_NORM)
+@pytest.mark.parametrize("name", BASES)
 def test_what_engines_ask_for(name: str) -> None:
     assert at_once(both(name)[1]) is not None
 
@@ -347,7 +420,6 @@ def test_what_engines_ask_for(name: str) -> None:
 @needs_fp32
 def test_what_engines_cannot_have_at_once() -> None:
     assert at_once(both(prepare=False)[1]) is None
-    assert at_once(both("RobertaPreLayerNormModel")[1]) is None
     causal = fastbert.BertModel(config_of("BertModel", is_decoder=True, use_cache=False)).eval()
     assert at_once(causal) is None
     _, drops = both()
@@ -362,14 +434,15 @@ def test_what_engines_cannot_have_at_once() -> None:
     assert at_once(hooked) is None
 
 
+@pytest.mark.parametrize("name", ["BertModel", *NORM_FIRST])
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_another_precision_than_the_models(precision: str) -> None:
+def test_another_precision_than_the_models(precision: str, name: str) -> None:
     if precision not in HERE:
         with pytest.raises(ValueError, match=f"inference_dtype='{precision}': the CPU has no|was not built"):
-            both(inference_dtype=precision)
+            both(name, inference_dtype=precision)
         return
-    stock, fast = both(inference_dtype=precision)
-    actual, expected = hidden(fast), hidden(stock)
+    stock, fast = both(name, inference_dtype=precision)
+    actual, expected = hidden(fast, name), hidden(stock, name)
     assert actual.dtype == torch.float32
     assert 1e-4 < (actual - expected).abs().max() < TOLERANCE[precision]
     assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.999
