@@ -151,7 +151,8 @@ class EncoderOf final : public Encoder {
     std::int64_t rows = call.cu_seqlens[share.last] - first_token;
     if (member.team.size() == 1) reserve(space, rows);
     float* hidden = space.hidden.data();
-    for (std::int64_t r = member.begin(rows); r < member.end(rows); ++r) begin.put(first_token + r, hidden + r * step, step);
+    for (std::int64_t r = member.begin(rows); r < member.end(rows); ++r)
+      begin.put(first_token + r, hidden + r * step, step);
     member.wait();
     for (std::size_t i = 0; i < order.size(); ++i) {
       const Layer& layer = layers_[static_cast<std::size_t>(order[i])];

@@ -1,4 +1,4 @@
-// LayerNorm, and the sum of embeddings that it is for. Included once for each instruction set, behind simd.h and products.h.
+// LayerNorm, and the sum of embeddings. Included once for each instruction set, behind simd.h and products.h.
 
 // Padded with zeros: what is beyond the last feature stays zero.
 struct Norm {

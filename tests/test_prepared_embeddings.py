@@ -19,7 +19,7 @@ from fastbert.prepared import Embeddings, Prepared, why_no_precision
 from tests.families import BASES
 from tests.models import batch, config_of, mask_named
 from tests.optional import given, settings, st
-from tests.test_prepared import HERE, at_once, both, copy_of, hidden, layer_of
+from tests.prepared import HERE, at_once, both, copy_of, hidden, layer_of
 
 pytestmark = pytest.mark.skipif("fp32" not in HERE, reason=str(why_no_precision("fp32")))
 PROJECTED = ("AlbertModel", "ElectraModel")  # whose embeddings are narrower than their layers
