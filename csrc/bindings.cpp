@@ -297,24 +297,70 @@ class PyEncoder {
     encoder_->add_layer(layer);
   }
 
+  void set_norm(const Array<float>& weight, const Array<float>& bias, float eps) {
+    encoder_->set_norm(norm_of(weight, bias), eps);
+  }
+
   Array<float> run(const Array<float>& hidden, const Array<std::int32_t>& cu_seqlens, const std::vector<int>& order,
                    bool first_only, int threads) {
     if (hidden.ndim() != 2 || hidden.shape(1) != sizes_.hidden)
       throw py::value_error("hidden must be (tokens, " + std::to_string(sizes_.hidden) + ")");
+    fastbert::EncoderCall call;
+    call.hidden = hidden.data();
+    return run(call, hidden.shape(0), cu_seqlens, order, first_only, threads);
+  }
+
+  using Ids = Array<std::int64_t>;
+  using Norm = std::tuple<Array<float>, Array<float>, float>;
+  Array<float> embed_and_run(const std::vector<std::pair<py::array, Ids>>& parts, const std::optional<Norm>& norm,
+                             const Array<std::int32_t>& cu_seqlens, const std::vector<int>& order, bool first_only,
+                             int threads) {
+    if (parts.empty()) throw py::value_error("there must be a table");
+    const py::ssize_t tokens = parts.front().second.size();
+    fastbert::Embeddings embeddings;
+    for (const auto& [rows, ids] : parts) {
+      const bool is_bf16 = rows.dtype().is(py::dtype::of<std::int16_t>());
+      if (rows.ndim() != 2 || rows.shape(1) != sizes_.hidden || !(is_bf16 || rows.dtype().is(py::dtype::of<float>())))
+        throw py::value_error("a table must be (rows, " + std::to_string(sizes_.hidden) + "), float32 or bfloat16 as int16");
+      if (rows.strides(0) % rows.itemsize() != 0 || (rows.shape(1) > 1 && rows.strides(1) != rows.itemsize()))
+        throw py::value_error("a table's features must lie side by side");
+      if (ids.ndim() != 1 || ids.size() != tokens) throw py::value_error("each table must have an id for each token");
+      embeddings.parts.push_back({{rows.data(), is_bf16, rows.shape(0), rows.strides(0) / rows.itemsize()}, ids.data()});
+    }
+    if (norm) {
+      embeddings.norm = norm_of(std::get<0>(*norm), std::get<1>(*norm));
+      embeddings.eps = std::get<2>(*norm);
+    }
+    fastbert::EncoderCall call;
+    call.embeddings = &embeddings;
+    return run(call, tokens, cu_seqlens, order, first_only, threads);
+  }
+
+ private:
+  fastbert::NormWeights norm_of(const Array<float>& weight, const Array<float>& bias) const {
+    for (const Array<float>& of : {weight, bias})
+      if (of.ndim() != 1 || of.shape(0) != sizes_.hidden) throw py::value_error("a vector of another size");
+    return {weight.data(), bias.data()};
+  }
+
+  Array<float> run(fastbert::EncoderCall call, py::ssize_t tokens, const Array<std::int32_t>& cu_seqlens,
+                   const std::vector<int>& order, bool first_only, int threads) {
     if (cu_seqlens.ndim() != 1 || cu_seqlens.size() < 1) throw py::value_error("cu_seqlens must be (batch + 1,)");
-    const std::int32_t* bounds = cu_seqlens.data();
-    const py::ssize_t sequences = cu_seqlens.size() - 1;
-    if (bounds[0] != 0 || bounds[sequences] != hidden.shape(0) || !std::is_sorted(bounds, bounds + sequences + 1))
+    call.cu_seqlens = cu_seqlens.data();
+    call.sequences = cu_seqlens.size() - 1;
+    const std::int32_t* end = call.cu_seqlens + call.sequences;
+    if (*call.cu_seqlens != 0 || *end != tokens || !std::is_sorted(call.cu_seqlens, end + 1))
       throw py::value_error("cu_seqlens must rise from 0 to the number of tokens");
-    Array<float> out({first_only ? sequences : hidden.shape(0), hidden.shape(1)});
-    const fastbert::EncoderCall call{hidden.data(), bounds,     sequences,
-                                     first_only,    out.mutable_data(), threads_or_all(threads)};
+    const auto N = static_cast<py::ssize_t>(sizes_.hidden);
+    Array<float> out({first_only ? static_cast<py::ssize_t>(call.sequences) : tokens, N});
+    call.first_only = first_only;
+    call.out = out.mutable_data();
+    call.threads = threads_or_all(threads);
     const py::gil_scoped_release release;
     encoder_->run(call, order);
     return out;
   }
 
- private:
   fastbert::EncoderSizes sizes_;
   std::unique_ptr<fastbert::Encoder> encoder_;
 };
@@ -358,11 +404,11 @@ Raises:
 
   py::class_<PyEncoder>(m, "Encoder", "BERT's layers for inference, over weights in the order in which they are read.")
       .def(py::init([](const std::string& precision, std::int64_t hidden, std::int64_t heads, std::int64_t head_dim,
-                       std::int64_t inner, float eps, float scale, bool tanh_gelu) {
-             return PyEncoder(precision, {hidden, heads, head_dim, inner, eps, scale, tanh_gelu});
+                       std::int64_t inner, float eps, float scale, bool tanh_gelu, bool norm_first) {
+             return PyEncoder(precision, {hidden, heads, head_dim, inner, eps, scale, tanh_gelu, norm_first});
            }),
            py::kw_only(), "precision"_a, "hidden"_a, "heads"_a, "head_dim"_a, "inner"_a, "eps"_a, "scale"_a,
-           "tanh_gelu"_a)
+           "tanh_gelu"_a, "norm_first"_a = false)
       .def("add_layer", &PyEncoder::add_layer, "weights"_a,
            R"doc(Copies the weights of one more layer.
 
@@ -372,7 +418,15 @@ Args:
 
 Raises:
     ValueError: if one has another size.)doc")
-      .def("run", &PyEncoder::run, "hidden"_a, "cu_seqlens"_a, "order"_a, "first_only"_a, "threads"_a,
+      .def("set_norm", &PyEncoder::set_norm, "weight"_a, "bias"_a, "eps"_a,
+           R"doc(Copies the weights, (N,) float32, of a LayerNorm behind the last layer.
+
+Raises:
+    ValueError: if one has another size.)doc")
+      .def("run",
+           py::overload_cast<const Array<float>&, const Array<std::int32_t>&, const std::vector<int>&, bool, int>(
+               &PyEncoder::run),
+           "hidden"_a, "cu_seqlens"_a, "order"_a, "first_only"_a, "threads"_a,
            R"doc(All layers.
 
 Args:
@@ -382,7 +436,18 @@ Args:
     threads: 0 for as many as there are cores.
 
 Raises:
-    ValueError: if shapes do not fit together, or cu_seqlens does not rise from 0 to T.)doc");
+    ValueError: if shapes do not fit together, or cu_seqlens does not rise from 0 to T.)doc")
+      .def("embed_and_run", &PyEncoder::embed_and_run, "parts"_a, "norm"_a, "cu_seqlens"_a, "order"_a, "first_only"_a,
+           "threads"_a,
+           R"doc(The sum of a row of each table, its LayerNorm, and all layers, as `run`.
+
+Args:
+    parts: tables, (_, N) float32, or bfloat16 as int16, which are not copied; each with its ids, (T,) int64.
+    norm: weight and bias, (N,) float32, and epsilon, or None.
+
+Raises:
+    ValueError: if shapes do not fit together, or cu_seqlens does not rise from 0 to T.
+    IndexError: if an id is not in its table.)doc");
 
   py::class_<fastbert::Masking>(m, "Masking", "How tokens are chosen for prediction, and what becomes of them.")
       .def(py::init(&masking_of), py::kw_only(), "unit"_a = "token", "rate"_a = 0.15, "replace_by_mask"_a = 0.8,

@@ -1,5 +1,6 @@
 #include "encoder.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "instruction_sets.h"
@@ -50,6 +51,16 @@ Maker maker_of(Precision) { return nullptr; }
 #endif
 
 }  // namespace
+
+void check_ids(const Embeddings& embeddings, std::int64_t tokens) {
+  if (tokens == 0) return;
+  for (const Embeddings::Part& part : embeddings.parts) {
+    const auto [least, most] = std::minmax_element(part.ids, part.ids + tokens);
+    if (*least < 0 || *most >= part.table.count)
+      throw std::out_of_range("an id is " + std::to_string(*least < 0 ? *least : *most) + ", but the table has " +
+                              std::to_string(part.table.count) + " rows");
+  }
+}
 
 bool can_encode(Precision precision) { return maker_of(precision) != nullptr; }
 

@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <limits>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -33,6 +34,8 @@ namespace fastbert::avx512_vnni {
 #include "simd_avx512.h"
 #include "simd.h"
 #include "products.h"
+#include "norm.h"
+#include "attention_of_head.h"
 #include "encoder_layers.h"
 
 std::unique_ptr<Encoder> make_int8(const EncoderSizes& sizes) { return std::make_unique<EncoderOf<Int8, Float32>>(sizes); }

@@ -1,177 +1,4 @@
-// BERT's layers for inference. Included once for each instruction set, behind simd.h and products.h.
-
-// A block of 32-bit words, WIDTH x WIDTH, with rows as columns.
-FASTBERT_INLINE void transpose(const float* from, std::int64_t from_step, float* to, std::int64_t to_step) {
-  Floats rows[WIDTH], mixed[WIDTH];
-#pragma GCC unroll 16
-  for (int i = 0; i < WIDTH; ++i) rows[i] = load(from + i * from_step);
-#pragma GCC unroll 4
-  for (int done = 1; done < WIDTH; done *= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < WIDTH / 2; ++i) interleave(rows[i], rows[i + WIDTH / 2], mixed[2 * i], mixed[2 * i + 1]);
-#pragma GCC unroll 16
-    for (int i = 0; i < WIDTH; ++i) rows[i] = mixed[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < WIDTH; ++i) store(to + i * to_step, rows[i]);
-}
-
-// What one thread needs for the attention of a sequence.
-struct AttentionSpace {
-  Buffer<char> query, keys, values, probabilities;
-  Buffer<float> key_rows, scores;
-};
-
-// softmax(scale q k^T) v of one head of a sequence; q, k, v: (length, head_dim), from one row to the next `step`. The
-// context takes the place of q.
-template <class P>
-class Attention {
- public:
-  Attention(std::int64_t head_dim, float scale, AttentionSpace& space)
-      : head_dim_(head_dim), scale_log2_(scale * 1.44269504f), lines_(lines_of<P>(head_dim)), space_(space) {}
-
-  // Room for a sequence of that length, so that `run` asks for none.
-  void reserve(std::int64_t length) {
-    const std::int64_t padded = rounded_up(length, COLUMNS), key_lines = lines_of<P>(length);
-    const std::int64_t value_columns = rounded_up(head_dim_, COLUMNS), bytes = LINE * ROWS;
-    space_.query.reserve(static_cast<std::size_t>(bytes * lines_));
-    space_.probabilities.reserve(static_cast<std::size_t>(bytes * key_lines));
-    space_.scores.reserve(static_cast<std::size_t>(ROWS * padded));
-    space_.key_rows.reserve(static_cast<std::size_t>(COLUMNS * UNITS * lines_));
-    space_.keys.reserve(static_cast<std::size_t>(padded * lines_ * LINE));
-    space_.values.reserve(static_cast<std::size_t>(key_lines * LINE * value_columns));
-  }
-
-  void run(float* q, const float* k, const float* v, std::int64_t step, std::int64_t length) {
-    reserve(length);
-    put_keys(k, step, length);
-    put_values(v, step, length);
-    const Tiles tiles(length, lines_);
-    const Multiply<P> multiply_tile = multiply_of<P>(tiles.tile_rows);
-    const std::int64_t key_panels = rounded_up(length, COLUMNS) / COLUMNS, padded = key_panels * COLUMNS;
-    const std::int64_t value_panels = rounded_up(head_dim_, COLUMNS) / COLUMNS, key_lines = lines_of<P>(length);
-    alignas(LINE) Floats sums[2 * ROWS];
-    float inverse[ROWS];
-    for (std::int64_t row = 0; row < length; row += tiles.tile_rows) {
-      const std::int64_t rows = std::min(tiles.tile_rows, length - row);
-      for (std::int64_t r = 0; r < rows; ++r)
-        put_row<P>(space_.query.data() + r * LINE, tiles.step(), q + (row + r) * step, head_dim_, lines_);
-      for (std::int64_t p = 0; p < key_panels; ++p) {
-        multiply_tile(space_.query.data(), space_.keys.data() + p * lines_ * LINE * COLUMNS, lines_, sums);
-        for (std::int64_t r = 0; r < rows; ++r) {
-          store(space_.scores.data() + r * padded + p * COLUMNS, sums[2 * r]);
-          store(space_.scores.data() + r * padded + p * COLUMNS + WIDTH, sums[2 * r + 1]);
-        }
-      }
-      for (std::int64_t r = 0; r < rows; ++r) {
-        float* scores = space_.scores.data() + r * padded;
-        inverse[r] = softmax(scores, length);
-        put_row<P>(space_.probabilities.data() + r * LINE, tiles.step(), scores, length, key_lines);
-      }
-      for (std::int64_t p = 0; p < value_panels; ++p) {
-        multiply_tile(space_.probabilities.data(), space_.values.data() + p * key_lines * LINE * COLUMNS, key_lines,
-                      sums);
-        const std::int64_t first = p * COLUMNS;
-        for (std::int64_t r = 0; r < rows; ++r) {
-          float* out = q + (row + r) * step + first;
-          store_some(out, sums[2 * r] * inverse[r], head_dim_ - first);
-          store_some(out + WIDTH, sums[2 * r + 1] * inverse[r], head_dim_ - first - WIDTH);
-        }
-      }
-    }
-  }
-
- private:
-  // exp(scale (s - max)) in place; returns 1 / their sum.
-  float softmax(float* s, std::int64_t length) const {
-    Floats most = all(-std::numeric_limits<float>::infinity());
-    std::int64_t c = 0;
-    for (; c + WIDTH <= length; c += WIDTH) most = larger(load(s + c), most);
-    float largest = largest_of(most);
-    for (std::int64_t i = c; i < length; ++i) largest = std::max(largest, s[i]);
-    Floats sum{};
-    for (c = 0; c < length; c += WIDTH) {
-      Floats p = exp2_of((load(s + c) - largest) * scale_log2_);
-      if (c + WIDTH > length) p = only(p, length - c);
-      store(s + c, p);
-      sum += p;
-    }
-    return 1 / sum_of(sum);
-  }
-
-  // Panels of keys: the same unit of COLUMNS keys, then the next.
-  void put_keys(const float* k, std::int64_t step, std::int64_t length) {
-    const std::int64_t units = lines_ * UNITS;
-    for (std::int64_t first = 0; first < length; first += COLUMNS) {
-      float* rows = space_.key_rows.data();
-      for (std::int64_t r = 0; r < COLUMNS; ++r) {
-        if (first + r < length)
-          put_row<P>(reinterpret_cast<char*>(rows + r * units), LINE, k + (first + r) * step, head_dim_, lines_);
-        else
-          std::memset(rows + r * units, 0, static_cast<std::size_t>(units) * sizeof(float));
-      }
-      float* panel = reinterpret_cast<float*>(space_.keys.data()) + first * units;
-      for (std::int64_t u = 0; u < units; u += WIDTH)
-        for (std::int64_t r = 0; r < COLUMNS; r += WIDTH)
-          transpose(rows + r * units + u, units, panel + u * COLUMNS + r, COLUMNS);
-    }
-  }
-
-  // Panels of features: a unit of neighbouring keys for COLUMNS features, then the next.
-  void put_values(const float* v, std::int64_t step, std::int64_t length) {
-    const std::int64_t units = lines_of<P>(length) * UNITS, panels = rounded_up(head_dim_, COLUMNS) / COLUMNS;
-    for (std::int64_t p = 0; p < panels; ++p) {
-      char* panel = space_.values.data() + p * units * COLUMNS * 4;
-      for (std::int64_t u = 0; u < units; ++u) {
-        for (std::int64_t half = 0; half < 2; ++half) {
-          const std::int64_t column = p * COLUMNS + half * WIDTH;
-          Floats of_keys[P::PER_UNIT];
-          for (std::int64_t i = 0; i < P::PER_UNIT; ++i) {
-            const std::int64_t key = u * P::PER_UNIT + i;
-            of_keys[i] = key < length ? load_some(v + key * step + column, head_dim_ - column) : Floats{};
-          }
-          store(reinterpret_cast<float*>(panel + u * COLUMNS * 4) + half * WIDTH, P::unit_of(of_keys));
-        }
-      }
-    }
-  }
-
-  std::int64_t head_dim_;
-  float scale_log2_;
-  std::int64_t lines_;
-  AttentionSpace& space_;
-};
-
-// Padded with zeros: what is beyond the last feature stays zero.
-struct Norm {
-  Buffer<float> weight, bias;
-  std::int64_t features = 0;
-  float eps = 0;
-
-  Norm(const NormWeights& from, std::int64_t features_, float eps_)
-      : weight(static_cast<std::size_t>(rounded_up(features_, COLUMNS))),
-        bias(weight.size()),
-        features(features_),
-        eps(eps_) {
-    std::copy_n(from.weight, features, weight.data());
-    std::copy_n(from.bias, features, bias.data());
-  }
-
-  void run(float* x) const {
-    Floats sum{};
-    for (std::int64_t c = 0; c < features; c += WIDTH) sum += load(x + c);
-    const float mean = sum_of(sum) / static_cast<float>(features);
-    Floats squares{};
-    for (std::int64_t c = 0; c < features; c += WIDTH) {
-      Floats d = load(x + c) - mean;
-      if (c + WIDTH > features) d = only(d, features - c);
-      squares = multiply_add(d, d, squares);
-    }
-    const float rstd = 1 / std::sqrt(sum_of(squares) / static_cast<float>(features) + eps);
-    for (std::int64_t c = 0; c < features; c += WIDTH)
-      store(x + c, multiply_add((load(x + c) - mean) * rstd, load(weight.data() + c), load(bias.data() + c)));
-  }
-};
+// BERT's layers for inference. Included once for each instruction set, behind norm.h and attention_of_head.h.
 
 // P: of the matrix products. A: of the attention's.
 template <class P, class A>
@@ -187,19 +14,23 @@ class EncoderOf final : public Encoder {
                             Norm(layer.attention_norm, N, sizes_.eps), Norm(layer.norm, N, sizes_.eps)});
   }
 
+  void set_norm(const NormWeights& norm, float eps) override { norm_.emplace(norm, sizes_.hidden, eps); }
+
   void run(const EncoderCall& call, const std::vector<int>& order) override {
     for (const int layer : order)
       if (layer < 0 || layer >= static_cast<int>(layers_.size())) throw std::invalid_argument("no such layer");
+    if (call.embeddings != nullptr) check_ids(*call.embeddings, call.cu_seqlens[call.sequences]);
+    const Begin begin(call, sizes_.hidden);
     const std::vector<Share> shares = shares_of(call);
     const auto count = static_cast<std::int64_t>(shares.size());
     if (call.threads > 1 && count < call.threads) {
-      for (const Share& share : shares) run_together(call, order, share);
+      for (const Share& share : shares) run_together(call, begin, order, share);
       return;
     }
     parallel_for(count, call.threads, [&](std::int64_t i) {
       Team alone(1);
       const Borrowed space(*this);
-      run_share(call, order, shares[static_cast<std::size_t>(i)], *space, Member{alone, 0});
+      run_share(call, begin, order, shares[static_cast<std::size_t>(i)], *space, Member{alone, 0});
     });
   }
 
@@ -209,13 +40,37 @@ class EncoderOf final : public Encoder {
     Norm attention_norm, norm;
   };
 
+  // What goes into the first layer.
+  class Begin {
+   public:
+    Begin(const EncoderCall& call, std::int64_t features) : call_(call), features_(features) {
+      if (call.embeddings != nullptr && call.embeddings->norm.weight != nullptr)
+        norm_.emplace(call.embeddings->norm, features, call.embeddings->eps);
+    }
+    void put(std::int64_t token, float* to, std::int64_t step) const {
+      if (call_.embeddings == nullptr) {
+        std::copy_n(call_.hidden + token * features_, features_, to);
+        std::fill(to + features_, to + step, 0.0f);
+        return;
+      }
+      std::fill(to + features_ / WIDTH * WIDTH, to + step, 0.0f);
+      embed(*call_.embeddings, token, features_, to);
+      if (norm_) norm_->run(to, to);
+    }
+
+   private:
+    const EncoderCall& call_;
+    std::int64_t features_;
+    std::optional<Norm> norm_;
+  };
+
   // Sequences that go through all layers together.
   struct Share {
     std::int64_t first, last;
   };
 
   struct Space {
-    Buffer<float> hidden, query_key_value, inner;
+    Buffer<float> hidden, query_key_value, inner, normalised;
     Buffer<char> rows, inner_rows;
     std::vector<RowScale> scales;
     std::vector<AttentionSpace> attention;
@@ -261,7 +116,7 @@ class EncoderOf final : public Encoder {
     return shares;
   }
 
-  void run_together(const EncoderCall& call, const std::vector<int>& order, const Share& share) {
+  void run_together(const EncoderCall& call, const Begin& begin, const std::vector<int>& order, const Share& share) {
     const Borrowed space(*this);
     (*space).attention.resize(static_cast<std::size_t>(call.threads));
     reserve(*space, call.cu_seqlens[share.last] - call.cu_seqlens[share.first]);
@@ -270,8 +125,8 @@ class EncoderOf final : public Encoder {
       longest = std::max<std::int64_t>(longest, call.cu_seqlens[s + 1] - call.cu_seqlens[s]);
     for (AttentionSpace& own : (*space).attention) Attention<A>(sizes_.head_dim, sizes_.scale, own).reserve(longest);
     Team team(call.threads), alone(1);
-    if (!all_at_once(call.threads, [&](int rank) { run_share(call, order, share, *space, Member{team, rank}); }))
-      run_share(call, order, share, *space, Member{alone, 0});
+    if (!all_at_once(call.threads, [&](int rank) { run_share(call, begin, order, share, *space, Member{team, rank}); }))
+      run_share(call, begin, order, share, *space, Member{alone, 0});
   }
 
   void reserve(Space& space, std::int64_t rows) const {
@@ -284,21 +139,20 @@ class EncoderOf final : public Encoder {
     if (P::SCALED) space.inner.reserve(size(chunk * rounded_up(sizes_.inner, COLUMNS)));
     if (space.scales.size() < size(chunk)) space.scales.resize(size(chunk));
     if (space.attention.empty()) space.attention.resize(1);
+    if (sizes_.norm_first) space.normalised.reserve(space.attention.size() * size(hidden_step()));
   }
 
   std::int64_t hidden_step() const { return rounded_up(sizes_.hidden, COLUMNS); }
   std::int64_t qkv_step() const { return rounded_up(3 * sizes_.heads * sizes_.head_dim, COLUMNS); }
 
-  void run_share(const EncoderCall& call, const std::vector<int>& order, const Share& share, Space& space,
-                 const Member& member) const {
+  void run_share(const EncoderCall& call, const Begin& begin, const std::vector<int>& order, const Share& share,
+                 Space& space, const Member& member) const {
     const std::int64_t N = sizes_.hidden, step = hidden_step(), first_token = call.cu_seqlens[share.first];
     std::int64_t rows = call.cu_seqlens[share.last] - first_token;
     if (member.team.size() == 1) reserve(space, rows);
     float* hidden = space.hidden.data();
-    for (std::int64_t r = member.begin(rows); r < member.end(rows); ++r) {
-      std::copy_n(call.hidden + (first_token + r) * N, N, hidden + r * step);
-      std::fill(hidden + r * step + N, hidden + (r + 1) * step, 0.0f);
-    }
+    for (std::int64_t r = member.begin(rows); r < member.end(rows); ++r)
+      begin.put(first_token + r, hidden + r * step, step);
     member.wait();
     for (std::size_t i = 0; i < order.size(); ++i) {
       const Layer& layer = layers_[static_cast<std::size_t>(order[i])];
@@ -306,6 +160,10 @@ class EncoderOf final : public Encoder {
       attend(call, share, space, member);
       if (call.first_only && i + 1 == order.size()) rows = keep_first(call, share, space, member);
       feed_forward(layer, space, rows, member);
+    }
+    if (norm_) {
+      for (std::int64_t r = member.begin(rows); r < member.end(rows); ++r) norm_->run(hidden + r * step, hidden + r * step);
+      member.wait();
     }
     if (!call.first_only) {
       for (std::int64_t r = member.begin(rows); r < member.end(rows); ++r)
@@ -331,13 +189,23 @@ class EncoderOf final : public Encoder {
     member.wait();
   }
 
+  // What goes into a half of a layer that normalises first; overwritten by the next.
+  const float* normalised(const Norm& norm, const float* x, Space& space, const Member& member) const {
+    float* to = space.normalised.data() + member.rank * hidden_step();
+    norm.run(x, to);
+    return to;
+  }
+
   void query_key_value(const Layer& layer, Space& space, std::int64_t rows, const Member& member) const {
     const std::int64_t step = hidden_step(), to = qkv_step();
     for (std::int64_t start = 0; start < rows; start += CHUNK) {
       const Tiles tiles(std::min(CHUNK, rows - start), layer.query_key_value.lines());
       const float* hidden = space.hidden.data() + start * step;
       float* out = space.query_key_value.data() + start * to;
-      put_rows(space, tiles, sizes_.hidden, member, [&](std::int64_t r) { return hidden + r * step; });
+      put_rows(space, tiles, sizes_.hidden, member, [&](std::int64_t r) {
+        const float* x = hidden + r * step;
+        return sizes_.norm_first ? normalised(layer.attention_norm, x, space, member) : x;
+      });
       product<P>(space.rows.data(), space.scales.data(), tiles, layer.query_key_value, member,
                  [&](const Place& place, std::int64_t column, Floats y0, Floats y1) {
                    store(out + place.row * to + column, y0);
@@ -397,13 +265,17 @@ class EncoderOf final : public Encoder {
 
       const Tiles of_hidden(count, layer.inner.lines()), of_inner(count, layer.out.lines());
       put_rows(space, of_hidden, sizes_.hidden, member, [&](std::int64_t r) {
-        layer.attention_norm.run(hidden + r * step);
-        return hidden + r * step;
+        float* x = hidden + r * step;
+        if (sizes_.norm_first) return normalised(layer.norm, x, space, member);
+        layer.attention_norm.run(x, x);
+        return static_cast<const float*>(x);
       });
       inner(layer, space, of_hidden, of_inner, member);
       product<P>(space.inner_rows.data(), space.scales.data(), of_inner, layer.out, member, add);
       member.wait();
-      for (std::int64_t r = member.begin(count); r < member.end(count); ++r) layer.norm.run(hidden + r * step);
+      if (sizes_.norm_first) continue;
+      for (std::int64_t r = member.begin(count); r < member.end(count); ++r)
+        layer.norm.run(hidden + r * step, hidden + r * step);
       member.wait();
     }
   }
@@ -450,6 +322,7 @@ class EncoderOf final : public Encoder {
   static constexpr std::int64_t AT_ONCE = 192, CHUNK = 96;
   EncoderSizes sizes_;
   std::vector<Layer> layers_;
+  std::optional<Norm> norm_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Space>> spaces_;
 };

@@ -181,7 +181,7 @@ std::vector<float> random_floats(std::int64_t count, std::uint32_t seed) {
   return numbers;
 }
 
-void test_encoder() {
+void test_encoder(bool norm_first) {
   const std::int64_t N = 40, inner = 100;
   const std::vector<std::int32_t> cu_seqlens{0, 1, 1, 38, 238, 240, 305};
   const std::int64_t tokens = cu_seqlens.back(), sequences = 6;
@@ -192,11 +192,12 @@ void test_encoder() {
   const fastbert::LayerWeights layer{projection, projection, without, projection, norm, projection, projection, norm};
   for (const auto precision : {fastbert::Precision::fp32, fastbert::Precision::bf16, fastbert::Precision::int8}) {
     if (!fastbert::can_encode(precision)) continue;
-    const auto encoder = fastbert::make_encoder(precision, {N, 3, 12, inner, 1e-12f, 0.3f, false});
+    const auto encoder = fastbert::make_encoder(precision, {N, 3, 12, inner, 1e-12f, 0.3f, false, norm_first});
     encoder->add_layer(layer);
+    if (norm_first) encoder->set_norm(norm, 1e-6f);
     const auto run = [&](bool first_only, int threads) {
       std::vector<float> out(static_cast<std::size_t>((first_only ? sequences : tokens) * N), -7.0f);
-      encoder->run({hidden.data(), cu_seqlens.data(), sequences, first_only, out.data(), threads}, {0, 0});
+      encoder->run({nullptr, hidden.data(), cu_seqlens.data(), sequences, first_only, out.data(), threads}, {0, 0});
       return out;
     };
     const std::vector<float> expected = run(false, 1);
@@ -214,6 +215,47 @@ void test_encoder() {
   }
 }
 
+void test_embeddings() {
+  const std::int64_t N = 40, tokens = 50, rows = 30, step = N + 3;
+  const std::vector<std::int32_t> cu_seqlens{0, 1, 1, 50};
+  const std::vector<float> table = random_floats(rows * step - 3, 1), ones(static_cast<std::size_t>(N), 1.0f);
+  std::vector<std::uint16_t> halves(static_cast<std::size_t>(rows * N), 0x3f80);  // 1
+  std::vector<std::int64_t> ids(static_cast<std::size_t>(tokens));
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int64_t>(i * 7 + 1) % rows;
+  ids.back() = rows - 1;
+  if (!fastbert::can_encode(fastbert::Precision::fp32)) return;
+  const auto encoder = fastbert::make_encoder(fastbert::Precision::fp32, {N, 3, 12, 8, 1e-12f, 0.3f, false, false});
+  fastbert::Embeddings embeddings;
+  embeddings.parts = {{{table.data(), false, rows, step}, ids.data()}, {{halves.data(), true, rows, N}, ids.data()}};
+  const auto run = [&](bool first_only, int threads) {
+    std::vector<float> out(static_cast<std::size_t>((first_only ? 3 : tokens) * N), -7.0f);
+    encoder->run({&embeddings, nullptr, cu_seqlens.data(), 3, first_only, out.data(), threads}, {});
+    return out;
+  };
+  const std::vector<float> sums = run(false, 1);
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    for (std::size_t c = 0; c < static_cast<std::size_t>(N); ++c)
+      check(sums[i * static_cast<std::size_t>(N) + c] ==
+                table[static_cast<std::size_t>(ids[i] * step) + c] + 1.0f, "a sum of rows");
+  check(run(false, 20) == sums, "the same on many threads");
+  check(run(true, 1)[2 * static_cast<std::size_t>(N)] == sums[static_cast<std::size_t>(N)], "a first token");
+  embeddings.norm = {ones.data(), ones.data()};
+  const std::vector<float> normalised = run(false, 2);
+  float sum = 0;
+  for (std::size_t c = 0; c < static_cast<std::size_t>(N); ++c) sum += normalised[c];
+  check(std::fabs(sum - static_cast<float>(N)) < 1e-3f, "the mean is the bias");
+  for (const std::int64_t bad : {std::int64_t{-1}, rows, std::int64_t{1} << 60}) {
+    ids[20] = bad;
+    bool thrown = false;
+    try {
+      run(false, 2);
+    } catch (const std::out_of_range&) {
+      thrown = true;
+    }
+    check(thrown, "an id out of range");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -221,6 +263,8 @@ int main() {
   test_mask();
   test_masking();
   test_sampling();
-  test_encoder();
-  std::puts("5 passed, 0 failed");
+  test_encoder(false);
+  test_encoder(true);
+  test_embeddings();
+  std::puts("7 passed, 0 failed");
 }

@@ -52,6 +52,20 @@ FASTBERT_INLINE void store_some(float* to, Floats x, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = some[i];
 }
 
+// As many bfloat16 numbers.
+FASTBERT_INLINE Floats load_bf16(const std::uint16_t* from) {
+  std::uint16_t halves __attribute__((vector_size(2 * FASTBERT_WIDTH)));
+  __builtin_memcpy(&halves, from, sizeof(halves));
+  return of_bits(__builtin_convertvector(halves, Ints) << 16);
+}
+
+FASTBERT_INLINE Floats load_some_bf16(const std::uint16_t* from, std::int64_t count) {
+  if (count >= WIDTH) return load_bf16(from);
+  std::uint16_t some[WIDTH] = {};
+  for (std::int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return load_bf16(some);
+}
+
 FASTBERT_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 FASTBERT_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 

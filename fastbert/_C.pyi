@@ -44,9 +44,13 @@ class Encoder:
         eps: float,
         scale: float,
         tanh_gelu: bool,
+        norm_first: bool = False,
     ) -> None: ...
     def add_layer(self, weights: Sequence[npt.NDArray[np.float32] | None]) -> None:
         """Copies the weights of one more layer."""
+
+    def set_norm(self, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], eps: float) -> None:
+        """Copies the weights of a LayerNorm behind the last layer."""
 
     def run(
         self,
@@ -57,6 +61,17 @@ class Encoder:
         threads: int,
     ) -> npt.NDArray[np.float32]:
         """All layers."""
+
+    def embed_and_run(
+        self,
+        parts: Sequence[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]],
+        norm: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float] | None,
+        cu_seqlens: npt.NDArray[np.int32],
+        order: Sequence[int],
+        first_only: bool,
+        threads: int,
+    ) -> npt.NDArray[np.float32]:
+        """The sum of a row of each table, its LayerNorm, and all layers."""
 
 class Masking:
     """How tokens are chosen for prediction, and what becomes of them."""

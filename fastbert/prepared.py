@@ -1,7 +1,9 @@
 """Layers prepared for inference on a CPU: one call of C++ for all, over weights in the order in which they are read.
 
-What `fastbert.encoder` does, without a call for each module and operator: csrc/encoder.h. The weights are copied, so a
-model that has run so holds them twice; a copy is made anew when one of them is another, and dropped in training.
+What `fastbert.encoder` does, without a call for each module and operator: csrc/encoder.h. The layers' weights are
+copied, so a model that has run so holds them twice; a copy is made anew when one of them is another, and dropped in
+training. Embedding tables are read where they lie. Their sum is a part of the call: after an operator of PyTorch's, the
+threads of its pool spin for a while, on the cores that the layers' threads need.
 
 Dimension key:  B sequences   T packed tokens   N features
 """
@@ -31,10 +33,12 @@ PRECISIONS = {"fp32": "AVX2", "bf16": "AVX-512 BF16", "int8": "AVX-512 VNNI"}  #
 
 
 class Parts(NamedTuple):
-    """What a layer consists of, whose LayerNorms stand behind its sums.
+    """What a layer consists of.
 
     Attributes:
+        attention_norm, norm: the attention's and the feed-forward's, behind their sums.
         scale: of the attention's scores.
+        norm_first: the LayerNorms stand in front of attention and feed-forward instead.
     """
 
     query: nn.Linear
@@ -48,6 +52,7 @@ class Parts(NamedTuple):
     norm: nn.LayerNorm
     head_dim: int
     scale: float
+    norm_first: bool = False
 
     def weights(self) -> list[tuple[nn.Module, str]]:
         """The modules that have them, and their names, in the order that C++ takes."""
@@ -73,7 +78,38 @@ class Parts(NamedTuple):
             "eps": self.norm.eps,
             "scale": self.scale,
             "tanh_gelu": touched.gelu_form(self.activation) == "tanh",
+            "norm_first": self.norm_first,
         }
+
+
+class Embeddings(NamedTuple):
+    """What goes into the first layer: the LayerNorm of the sum of a row of each table, or without a norm the sum.
+
+    Attributes:
+        parts: tables, (_, N), each with its ids, (T,) int64.
+    """
+
+    parts: Sequence[tuple[Tensor, Tensor]]
+    norm: nn.LayerNorm | None
+
+    def can_be_read(self, features: int) -> bool:
+        """Whether the tables are what C++ takes."""
+        dtype = self.parts[0][0].dtype
+        return dtype in (torch.float32, torch.bfloat16) and all(
+            type(table) in (nn.Parameter, Tensor)
+            and table.dtype == dtype
+            and table.device.type == "cpu"
+            and table.layout == torch.strided
+            and table.shape[1:] == (features,)
+            and table.stride(1) == 1
+            for table, _ in self.parts
+        )
+
+    def arrays(self) -> tuple[list[tuple[Any, Any]], tuple[Any, Any, float] | None]:
+        """For C++, without a copy of a table."""
+        parts = [(_as_rows(table), ids.numpy()) for table, ids in self.parts]
+        norm = self.norm
+        return parts, None if norm is None else (_as_array(norm.weight), _as_array(norm.bias), norm.eps)
 
 
 def why_no_precision(precision: str) -> str | None:
@@ -91,7 +127,7 @@ def precision_of(dtype: torch.dtype, wanted: str | None) -> str | None:
     return own if own is None or wanted is None else wanted
 
 
-def why_not(layers: Sequence[Parts | None], precision: str) -> str | None:
+def why_not(layers: Sequence[Parts | None], precision: str, norm: nn.LayerNorm | None) -> str | None:
     """Why these layers cannot be prepared, or None: for people."""
     found = [layer for layer in layers if layer is not None]
     if len(found) < len(layers) or not found:
@@ -100,7 +136,7 @@ def why_not(layers: Sequence[Parts | None], precision: str) -> str | None:
         return f"{type(found[0].activation).__name__} is no GELU"
     if any(layer.sizes() != found[0].sizes() or layer.attention_norm.eps != layer.norm.eps for layer in found):
         return "layers that differ"
-    weights = [_weight(module, name) for layer in found for module, name in layer.weights()]
+    weights = [_weight(module, name) for module, name in _homes(found, norm)]
     kinds = {type(w) for w in weights if w is not None}
     if not kinds <= {nn.Parameter, Tensor}:
         return "weights that are no plain tensors"
@@ -109,6 +145,12 @@ def why_not(layers: Sequence[Parts | None], precision: str) -> str | None:
     if any(w is not None and (w.is_inference() or w.layout != torch.strided) for w in weights):
         return "weights that were made in inference mode"
     return why_no_precision(precision)
+
+
+def _homes(layers: Sequence[Parts], norm: nn.LayerNorm | None) -> list[tuple[nn.Module, str]]:
+    """Where weights are, that of the last LayerNorm too."""
+    last = [] if norm is None else [(norm, "weight"), (norm, "bias")]
+    return [home for layer in layers for home in layer.weights()] + last
 
 
 def _weight(module: nn.Module, name: str) -> Any:
@@ -121,8 +163,8 @@ class Watch:
     It keeps the weights, so that no other can come to have the same identity or address.
     """
 
-    def __init__(self, layers: Sequence[Parts]) -> None:
-        self._homes = [(module._parameters, name) for layer in layers for module, name in layer.weights()]
+    def __init__(self, layers: Sequence[Parts], norm: nn.LayerNorm | None) -> None:
+        self._homes = [(module._parameters, name) for module, name in _homes(layers, norm)]
         self._weights = self._now()
         there = [w for w in self._weights if w is not None]
         self._storages = [w.detach() for w in there]
@@ -152,29 +194,40 @@ class Prepared:
 
     Args:
         layers: in the order in which they run; one that runs twice is there twice. `why_not` of them is None.
+        norm: behind the last layer, or None.
     """
 
-    def __init__(self, layers: Sequence[Parts], precision: str) -> None:
+    def __init__(self, layers: Sequence[Parts], precision: str, norm: nn.LayerNorm | None = None) -> None:
         self.precision = precision
         unique = list(dict.fromkeys(layers))
+        self.features: int = unique[0].query.in_features
         self._order = [unique.index(layer) for layer in layers]
         self._encoder = _C.Encoder(precision=precision, **unique[0].sizes())
         for layer in unique:
             self._encoder.add_layer([_as_array(_weight(module, name)) for module, name in layer.weights()])
+        if norm is not None:
+            self._encoder.set_norm(_as_array(norm.weight), _as_array(norm.bias), norm.eps)
 
-    def run(self, hidden_TN: Tensor, packing: Packing, *, first_only: bool = False) -> Tensor:
-        """(T, N) to (T, N); with first_only to (B, N), each sequence's first token, zeros for an empty sequence."""
+    def run(self, begin: Tensor | Embeddings, packing: Packing, *, first_only: bool = False) -> Tensor:
+        """From (T, N) or embeddings that can be read.
+
+        Returns:
+            (T, N); with first_only (B, N), each sequence's first token, zeros for an empty sequence.
+        """
         profiled = record_function(NAME) if torch._C._autograd._profiler_enabled() else contextlib.nullcontext()
+        how: Any = packing.cu_seqlens.numpy(), self._order, first_only, torch.get_num_threads()
         with profiled:
-            out = self._encoder.run(
-                hidden_TN.detach().float().contiguous().numpy(),
-                packing.cu_seqlens.numpy(),
-                self._order,
-                first_only,
-                torch.get_num_threads(),
-            )
-        return torch.from_numpy(out).to(hidden_TN.dtype)
+            if isinstance(begin, Tensor):
+                dtype, out = begin.dtype, self._encoder.run(_as_array(begin), *how)
+            else:
+                dtype, out = begin.parts[0][0].dtype, self._encoder.embed_and_run(*begin.arrays(), *how)
+        return torch.from_numpy(out).to(dtype)
 
 
 def _as_array(weight: Tensor | None) -> Any:
     return None if weight is None else cast(Any, np.ascontiguousarray(weight.detach().float().numpy()))
+
+
+def _as_rows(table: Tensor) -> Any:
+    table = table.detach()
+    return (table if table.dtype == torch.float32 else table.view(torch.int16)).numpy()

@@ -1,55 +1,40 @@
-"""Layers in one call of C++: what they compute, in every precision, and that they are never stale.
+"""Layers in one call of C++: what they compute, in every precision.
+
+The sum of embeddings in front of them: test_prepared_embeddings.py. That they are never stale: test_prepared_stale.py.
 
 Dimension key:  T packed tokens   N features
 """
 
 import copy
-import pickle
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 import fastbert
-from fastbert.families import _base
 from fastbert.packing import Packing
 from fastbert.prepared import PRECISIONS, Parts, Prepared, why_no_precision
 from tests.families import BASES
 from tests.models import batch, config_of, head_of, mask_named
 from tests.optional import given, settings, st
-
-HERE = [precision for precision in PRECISIONS if why_no_precision(precision) is None]
-needs_fp32 = pytest.mark.skipif("fp32" not in HERE, reason=str(why_no_precision("fp32")))
-# Of LayerNorm's outputs, which are about 1: two layers' worth of rounding.
-TOLERANCE = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.15}
-
-
-def layer_of(N: int, heads: int, head_dim: int, inner: int, form: str, bias: bool) -> tuple[Parts, nn.ModuleList]:
-    context = heads * head_dim
-    sizes = [(N, context)] * 3 + [(context, N), (N, inner), (inner, N)]
-    linears = [nn.Linear(*size, bias=bias) for size in sizes]
-    norms = [nn.LayerNorm(N, eps=1e-6), nn.LayerNorm(N, eps=1e-6)]
-    for norm in norms:
-        nn.init.normal_(norm.weight, 1, 0.1)
-        nn.init.normal_(norm.bias, 0, 0.1)
-    q, k, v, o, up, down = linears
-    parts = Parts(q, k, v, o, norms[0], up, nn.GELU(form), down, norms[1], head_dim, head_dim**-0.5)
-    return parts, nn.ModuleList([*linears, *norms])
+from tests.prepared import HERE, NORM_FIRST, TOLERANCE, at_once, both, copy_of, hidden, layer_of, needs_fp32
 
 
 def exact(parts: Parts, hidden_TN: Tensor, lengths: list[int]) -> Tensor:
     """A layer in the dtype of its weights, sequence by sequence."""
-    split = (-1, parts.query.out_features // parts.head_dim, parts.head_dim)
+    split = (parts.query.out_features // parts.head_dim, parts.head_dim)
     done = []
     for x in hidden_TN.split(lengths):
-        q, k, v = (dense(x).unflatten(-1, split[1:]).transpose(0, 1) for dense in (parts.query, parts.key, parts.value))
+        begin = parts.attention_norm(x) if parts.norm_first else x
+        q, k, v = (of(begin).unflatten(-1, split).transpose(0, 1) for of in (parts.query, parts.key, parts.value))
         p = (q @ k.mT * parts.scale).softmax(-1)
-        x = parts.attention_norm(parts.attention_out((p @ v).transpose(0, 1).flatten(1)) + x)
-        done.append(parts.norm(parts.out(parts.activation(parts.inner(x))) + x))
+        x = parts.attention_out((p @ v).transpose(0, 1).flatten(1)) + x
+        x = x if parts.norm_first else parts.attention_norm(x)
+        inside = parts.inner(parts.norm(x) if parts.norm_first else x)
+        x = parts.out(parts.activation(inside)) + x
+        done.append(x if parts.norm_first else parts.norm(x))
     return torch.cat(done)
 
 
@@ -64,6 +49,8 @@ def exact(parts: Parts, hidden_TN: Tensor, lengths: list[int]) -> Tensor:
     long=st.sampled_from([0, 97, 257]),
     form=st.sampled_from(["none", "tanh"]),
     bias=st.booleans(),
+    norm_first=st.booleans(),
+    ends=st.booleans(),
     threads=st.integers(1, 5),
     seed=st.integers(0, 2**31),
 )
@@ -77,16 +64,19 @@ def test_values(
     long: int,
     form: str,
     bias: bool,
+    norm_first: bool,
+    ends: bool,
     threads: int,
     seed: int,
 ) -> None:
     if precision not in HERE:
         pytest.skip(str(why_no_precision(precision)))
     torch.manual_seed(seed)
-    parts, modules = layer_of(N, heads, head_dim, inner, form, bias)
+    parts, modules = layer_of(N, heads, head_dim, inner, form, bias, norm_first)
+    end = nn.LayerNorm(N, eps=0.01) if ends else None
     lengths = [*lengths, long]
     hidden_TN, packing = torch.randn(sum(lengths), N), Packing.from_lengths(lengths)
-    layers = Prepared([parts, parts], precision)
+    layers = Prepared([parts, parts], precision, end)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -94,6 +84,7 @@ def test_values(
             actual, firsts = (layers.run(hidden_TN, packing, first_only=first) for first in (False, True))
             modules.double()
             expected = exact(parts, exact(parts, hidden_TN.double(), lengths), lengths)
+            expected = expected if end is None else end.double()(expected)
             # LayerNorm of a feature or two is steep: what it makes of a rounding has no bound.
             if N > 4:
                 torch.testing.assert_close(actual.double(), expected, atol=TOLERANCE[precision], rtol=0)
@@ -103,10 +94,11 @@ def test_values(
         assert torch.equal(first, actual[start] if end > start else torch.zeros(N))
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("precision", HERE)
-def test_neither_neighbours_nor_threads_change_a_bit(precision: str) -> None:
-    parts, _ = layer_of(48, 3, 16, 80, "none", True)
-    layers, lengths = Prepared([parts], precision), [5, 1, 130, 17, 33]
+def test_neither_neighbours_nor_threads_change_a_bit(precision: str, norm_first: bool) -> None:
+    parts, _ = layer_of(48, 3, 16, 80, "none", True, norm_first)
+    layers, lengths = Prepared([parts, parts], precision, nn.LayerNorm(48)), [5, 1, 130, 17, 33]
     hidden_TN, before = torch.randn(sum(lengths), 48), torch.get_num_threads()
     expected = layers.run(hidden_TN, Packing.from_lengths(lengths))
     for x, y in zip(hidden_TN.split(lengths), expected.split(lengths), strict=True):
@@ -119,9 +111,10 @@ def test_neither_neighbours_nor_threads_change_a_bit(precision: str) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("precision", HERE)
-def test_what_is_not_finite_stays_in_its_sequence(precision: str) -> None:
-    parts, _ = layer_of(48, 3, 16, 80, "none", True)
+def test_what_is_not_finite_stays_in_its_sequence(precision: str, norm_first: bool) -> None:
+    parts, _ = layer_of(48, 3, 16, 80, "none", True, norm_first)
     layers, lengths = Prepared([parts], precision), [5, 40, 17]
     hidden_TN = torch.randn(sum(lengths), 48)
     clean = layers.run(hidden_TN, Packing.from_lengths(lengths)).split(lengths)
@@ -140,41 +133,23 @@ def test_a_weight_that_is_not_finite_is_no_number(precision: str) -> None:
     assert Prepared([parts], precision).run(torch.randn(5, 48), Packing.from_lengths([5])).isnan().all()
 
 
-def both(name: str = "BertModel", **options: Any) -> tuple[Any, Any]:
-    stock = getattr(transformers, name)(config_of(name)).eval()
-    with torch.no_grad():
-        for weight in stock.parameters():  # biases too
-            weight.add_(torch.randn_like(weight), alpha=0.05)
-    return stock, fastbert.patch(copy.deepcopy(stock), **options)
-
-
-def copy_of(model: nn.Module) -> Any:
-    return _base.state(model).copy
-
-
-def hidden(model: Any, name: str = "BertModel") -> Tensor:
-    """Of the same batch each time."""
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        inputs = batch(name, mask_named("right"))
-        return model(**inputs)[0][inputs["attention_mask"].bool()]
-
-
-POST_NORM = [name for name in BASES if name not in ("RobertaPreLayerNormModel", "XLMRobertaXLModel")]
-
-
 @needs_fp32
 @pytest.mark.parametrize("name", BASES)
-def test_every_family_that_normalises_behind_its_sums(name: str) -> None:
+def test_every_family(name: str) -> None:
     stock, fast = both(name)
     torch.testing.assert_close(hidden(fast, name), hidden(stock, name), atol=1e-5, rtol=1e-5)
-    said = str(fastbert.report(fast))
-    if name in POST_NORM:
-        assert copy_of(fast).layers.precision == "fp32"
-        assert "inference on a CPU: all layers in one call, fp32" in said
-    else:
-        assert copy_of(fast).layers is None
-        assert "inference on a CPU: layer by layer: layers of another kind than BERT's" in said
+    assert copy_of(fast).layers.precision == "fp32"
+    assert "inference on a CPU: all layers in one call, fp32" in str(fastbert.report(fast))
+
+
+@pytest.mark.skipif("bf16" not in HERE, reason=str(why_no_precision("bf16")))
+@pytest.mark.parametrize("name", BASES)
+def test_every_family_in_bfloat16(name: str) -> None:
+    stock, fast = both(name)
+    actual, expected = hidden(fast.bfloat16(), name), hidden(stock, name)
+    assert actual.dtype == torch.bfloat16
+    assert copy_of(fast).layers.precision == "bf16"
+    assert torch.nn.functional.cosine_similarity(actual.float(), expected).min() > 0.999
 
 
 @needs_fp32
@@ -186,124 +161,6 @@ def test_a_head_gets_each_first_token() -> None:
         torch.testing.assert_close(fast(**inputs).logits, stock(**inputs).logits, atol=1e-5, rtol=1e-5)
     assert head_of(name) == "ForSequenceClassification"
     assert copy_of(fast.roberta).layers is not None
-
-
-def _load(model: Any) -> None:
-    model.load_state_dict({key: value + 0.1 for key, value in model.state_dict().items()})
-
-
-def _in_place(model: Any) -> None:
-    with torch.no_grad():
-        model.encoder.layer[1].output.dense.weight[3].zero_()
-
-
-def _other_parameter(model: Any) -> None:
-    model.encoder.layer[0].attention.self.value.bias = nn.Parameter(torch.randn(48))
-
-
-def _other_tensor(model: Any) -> None:
-    model.encoder.layer[0].intermediate.dense.weight.data = torch.randn(96, 48)
-
-
-def _other_module(model: Any) -> None:
-    model.encoder.layer[2].intermediate.dense = nn.Linear(48, 96)
-
-
-def _step(model: Any) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    model(**batch("BertModel", mask_named("right")))[0][:, 0, :5].sum().backward()
-    optimizer.step()
-
-
-def _hook(model: Any) -> None:
-    model.encoder.layer[1].output.LayerNorm.register_forward_hook(lambda module, args, output: output * 2)
-
-
-def _scaling(model: Any) -> None:
-    model.encoder.layer[1].attention.self.scaling = 0.05
-
-
-def _eps(model: Any) -> None:
-    for layer in model.encoder.layer:
-        layer.attention.output.LayerNorm.eps = layer.output.LayerNorm.eps = 0.5
-
-
-def _no_bias(model: Any) -> None:
-    model.encoder.layer[0].output.dense.bias = None
-
-
-def _activation(model: Any) -> None:
-    for layer in model.encoder.layer:
-        layer.intermediate.intermediate_act_fn = nn.ReLU()
-
-
-def _data_in_place(model: Any) -> None:  # as PEFT merges, and as averages of weights are swapped in
-    for weight in model.encoder.layer[1].parameters():
-        weight.data.mul_(1.5)
-
-
-def _twice(model: Any) -> None:
-    for _ in range(2):
-        model.encoder.layer[0].intermediate.dense.weight = nn.Parameter(torch.randn(96, 48))
-
-
-def _data_twice(model: Any) -> None:
-    for _ in range(2):
-        model.encoder.layer[0].intermediate.dense.weight.data = torch.randn(96, 48)
-
-
-def _half(model: Any) -> None:
-    model.bfloat16()
-
-
-def _fewer_layers(model: Any) -> None:
-    del model.encoder.layer[1]
-
-
-CHANGES = [_load, _in_place, _other_parameter, _other_tensor, _other_module, _step, _hook, _scaling, _eps, _no_bias]
-CHANGES += [_activation, _half, _fewer_layers, _data_in_place, _twice, _data_twice]
-
-
-@needs_fp32
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
-def test_it_is_never_stale(change: Any) -> None:
-    torch.manual_seed(3)
-    stock, fast = both()
-    before = hidden(fast)
-    assert copy_of(fast).layers is not None
-    for model in (stock, fast):
-        torch.manual_seed(4)
-        change(model)
-    expected = hidden(stock)
-    tolerance = 0.05 if expected.dtype == torch.bfloat16 else 1e-5
-    assert (expected - before).abs().max() > 10 * tolerance or change is _half
-    for _ in range(3):  # the first call after a change finds it, the next makes another copy
-        torch.testing.assert_close(hidden(fast), expected, atol=tolerance, rtol=tolerance)
-
-
-@needs_fp32
-def test_weights_that_change_all_the_time_are_not_copied_each_time() -> None:
-    _, fast = both()
-    hidden(fast)
-    for _ in range(3):
-        _in_place(fast)
-        hidden(fast)
-        assert copy_of(fast).layers is None
-    hidden(fast)
-    assert copy_of(fast).layers is not None
-
-
-@needs_fp32
-def test_it_is_given_back() -> None:
-    _, fast = both()
-    hidden(fast)
-    assert copy_of(copy.deepcopy(fast)) is None
-    assert copy_of(pickle.loads(pickle.dumps(fast))) is None
-    fast.train()(**batch("BertModel", mask_named("right")))
-    assert copy_of(fast) is None
-    hidden(fast.eval())
-    assert copy_of(fast) is not None
-    assert copy_of(fastbert.unpatch(fast)) is None
 
 
 def test_calls_that_cannot_have_it() -> None:
@@ -327,19 +184,8 @@ def test_calls_that_cannot_have_it() -> None:
     assert copy_of(made_inside).layers is None
 
 
-def at_once(model: Any) -> Tensor | None:
-    """What an engine asks for."""
-    with torch.inference_mode():
-        ids, bounds = torch.arange(5, 22)[None], torch.tensor([0, 7, 17], dtype=torch.int32)
-        found: Tensor | None = model.encode_packed(ids, None, Packing.from_cu_seqlens(bounds, 10, 17))
-        if found is not None:
-            called = model(input_ids=ids, cu_seq_lens_q=bounds, max_length_q=10).last_hidden_state[0]
-            torch.testing.assert_close(found, called, atol=1e-5, rtol=1e-5)
-        return found
-
-
 @needs_fp32
-@pytest.mark.parametrize("name", POST_NORM)
+@pytest.mark.parametrize("name", BASES)
 def test_what_engines_ask_for(name: str) -> None:
     assert at_once(both(name)[1]) is not None
 
@@ -347,7 +193,6 @@ def test_what_engines_ask_for(name: str) -> None:
 @needs_fp32
 def test_what_engines_cannot_have_at_once() -> None:
     assert at_once(both(prepare=False)[1]) is None
-    assert at_once(both("RobertaPreLayerNormModel")[1]) is None
     causal = fastbert.BertModel(config_of("BertModel", is_decoder=True, use_cache=False)).eval()
     assert at_once(causal) is None
     _, drops = both()
@@ -362,14 +207,15 @@ def test_what_engines_cannot_have_at_once() -> None:
     assert at_once(hooked) is None
 
 
+@pytest.mark.parametrize("name", ["BertModel", *NORM_FIRST])
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_another_precision_than_the_models(precision: str) -> None:
+def test_another_precision_than_the_models(precision: str, name: str) -> None:
     if precision not in HERE:
         with pytest.raises(ValueError, match=f"inference_dtype='{precision}': the CPU has no|was not built"):
-            both(inference_dtype=precision)
+            both(name, inference_dtype=precision)
         return
-    stock, fast = both(inference_dtype=precision)
-    actual, expected = hidden(fast), hidden(stock)
+    stock, fast = both(name, inference_dtype=precision)
+    actual, expected = hidden(fast, name), hidden(stock, name)
     assert actual.dtype == torch.float32
     assert 1e-4 < (actual - expected).abs().max() < TOLERANCE[precision]
     assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.999

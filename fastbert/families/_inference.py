@@ -4,7 +4,6 @@ A copy is made in the first call that can use it. Once weights have changed, ano
 have found them the same: whoever evaluates between training steps does not pay for copies that serve once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from fastbert import prepared
 from fastbert.encoder import Run
 from fastbert.families import _base
+from fastbert.families._inputs import Inputs
 from fastbert.prepared import Prepared, Watch
 from fastbert.survey import Survey
 
@@ -38,26 +38,38 @@ def describe(model: Any) -> str:
     survey = Survey(model)
     if survey.touches or survey.called or survey.hooked:
         return f"layer by layer: {survey.first() or 'a part is called or hooked'}"
-    why = _why_not(model, model._stack()._layers())
+    why = _why_not(model)
     return f"all layers in one call, {_precision(model)}" if why is None else f"layer by layer: {why}"
 
 
-def _why_not(model: nn.Module, layers: Sequence[Any]) -> str | None:
-    found, precision = _parts(layers), _precision(model)
+def _why_not(model: Any) -> str | None:
+    precision = _precision(model)
     if precision is None:
         return "neither float32 nor bfloat16"
-    return "prepare=False" if not _base.state(model).options.prepare else prepared.why_not(found, precision)
+    if not _base.state(model).options.prepare:
+        return "prepare=False"
+    return prepared.why_not(_parts(model), precision, model._last_norm())
 
 
-def layers_for(model: nn.Module, layers: Sequence[Any], embedded_TN: Tensor, run: Run) -> Prepared | None:
+def begin(model: Any, at_once: Prepared, inputs: Inputs, run: Run) -> Tensor | prepared.Embeddings:
+    """What goes into the first layer: as tables, or where a product stands behind these, (T, N)."""
+    if not model._projects():
+        embeddings: prepared.Embeddings = model.embeddings._tables(inputs)
+        if embeddings.can_be_read(at_once.features):
+            return embeddings
+    embedded_TN = model._project(model.embeddings(run=run, inputs=inputs))
+    return cast(Tensor, model._stack()._begin(embedded_TN))
+
+
+def layers_for(model: nn.Module, inputs: Inputs, run: Run) -> Prepared | None:
     """The model's layers, if this call can use them."""
     known = _base.state(model)
-    if torch.is_grad_enabled() or embedded_TN.device.type != "cpu" or not known.options.prepare:
+    if torch.is_grad_enabled() or inputs.input_ids.device.type != "cpu" or not known.options.prepare:
         if known.copy is not None and cast(Any, model).training:
             known.copy = None
         return None
-    plain = run.seed is None and not run.causal and run.mask is None and not run.called
-    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _is_watched(embedded_TN):
+    plain = run.seed is None and not run.causal and inputs.padding_mask is None and not run.called
+    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _is_watched(inputs):
         return None
     survey = _base.surveyed(model)
     if survey.hooked or survey.touches:
@@ -66,29 +78,30 @@ def layers_for(model: nn.Module, layers: Sequence[Any], embedded_TN: Tensor, run
     if copy is not None and copy.survey is survey:
         if copy.watch is None or copy.watch.holds():
             if copy.layers is None and copy.why_not is None:
-                copy = known.copy = _made(model, layers, survey)
+                copy = known.copy = _made(model, survey)
             return copy.layers
-        known.copy = Copy(survey, _watch(layers), None, None)  # at once, for other threads may ask
+        known.copy = Copy(survey, _watch(model), None, None)  # at once, for other threads may ask
         return None
-    known.copy = copy = _made(model, layers, survey)
+    known.copy = copy = _made(model, survey)
     return copy.layers
 
 
-def _made(model: nn.Module, layers: Sequence[Any], survey: Survey) -> Copy:
-    watch, why = _watch(layers), _why_not(model, layers)  # first the watch: it sees what is written from here on
+def _made(model: Any, survey: Survey) -> Copy:
+    watch, why = _watch(model), _why_not(model)  # first the watch: it sees what is written from here on
     if why is not None:
         return Copy(survey, watch, None, why)
-    return Copy(
-        survey, watch, Prepared(cast("list[prepared.Parts]", _parts(layers)), cast(str, _precision(model))), None
-    )
+    layers = cast("list[prepared.Parts]", _parts(model))
+    return Copy(survey, watch, Prepared(layers, cast(str, _precision(model)), model._last_norm()), None)
 
 
-def _watch(layers: Sequence[Any]) -> Watch | None:
-    parts = [part for part in _parts(layers) if part is not None]
-    return Watch(list(dict.fromkeys(parts))) if len(parts) == len(layers) else None
+def _watch(model: Any) -> Watch | None:
+    parts = _parts(model)
+    known = [part for part in parts if part is not None]
+    return Watch(list(dict.fromkeys(known)), model._last_norm()) if len(known) == len(parts) else None
 
 
-def _parts(layers: Sequence[Any]) -> list[prepared.Parts | None]:
+def _parts(model: Any) -> list[prepared.Parts | None]:
+    layers = model._stack()._layers()
     return [layer._prepared_parts() if hasattr(layer, "_prepared_parts") else None for layer in layers]
 
 
@@ -96,7 +109,8 @@ def _precision(model: nn.Module) -> str | None:
     return prepared.precision_of(cast(Any, model).dtype, _base.state(model).options.inference_dtype)
 
 
-def _is_watched(x: Tensor) -> bool:
-    """Whether something wants to see each operator, or x is no plain tensor."""
+def _is_watched(inputs: Inputs) -> bool:
+    """Whether something wants to see each operator, or inputs are no plain tensors."""
     modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
-    return modes > 0 or type(x) is not Tensor
+    given = inputs.input_ids, inputs.position_ids, inputs.token_type_ids, inputs.task_type_ids, inputs.inputs_embeds
+    return modes > 0 or any(type(t) is not Tensor for t in given if t is not None)

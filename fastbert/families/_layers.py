@@ -82,6 +82,17 @@ class Embeddings(Packed):
         )
         return self.as_residual(hidden_TN)
 
+    def _tables(self, inputs: _inputs.Inputs) -> prepared.Embeddings:
+        """What `_packed` sums, for inference on a CPU."""
+        words = self.word_embeddings.weight if inputs.inputs_embeds is None else inputs.inputs_embeds
+        parts = [(words, inputs.input_ids)]
+        if "token_type_embeddings" in self.parts:
+            parts.append((self.token_type_embeddings.weight, inputs.token_type_ids))
+        parts.append((self.position_embeddings.weight, inputs.position_ids))
+        if inputs.task_type_ids is not None:
+            parts.append((self.task_type_embeddings.weight, inputs.task_type_ids))
+        return prepared.Embeddings(parts, self.LayerNorm if "LayerNorm" in self.parts else None)
+
     def _token_types(self) -> nn.Embedding | Tensor:
         """Their table."""
         return cast(nn.Embedding, self.token_type_embeddings)
@@ -164,7 +175,7 @@ class Attends(Packed):
     ) -> prepared.Parts:
         """Of a layer, from query, key and value, the attention's output and LayerNorm, and the feed-forward's parts."""
         of: Any = (*projections, *first_half, *second_half, self.attention_head_size, self.scaling)
-        return prepared.Parts._make(of)
+        return prepared.Parts(*of)
 
     def why_changed(self) -> str | None:
         """What transformers reads of this module and the kernels cannot have otherwise."""
@@ -261,8 +272,8 @@ class Layer(Packed):
             rows,
         )
 
-    def _prepared_parts(self) -> prepared.Parts | None:
-        """For inference on a CPU: `fastbert.prepared`; None for a layer of another kind."""
+    def _prepared_parts(self) -> prepared.Parts:
+        """For inference on a CPU: `fastbert.prepared`."""
         attention, inner, output = self.attention, self.intermediate, self.output
         of: prepared.Parts = attention.self._layer_parts(
             (attention.self.query, attention.self.key, attention.self.value),
@@ -285,7 +296,7 @@ class Encoded(BaseModelOutputWithPastAndCrossAttentions):
 
 
 class Encoder(Packed):
-    """All layers. A family's own says in `_layers` which they are, in `_begin` and `_finish` what is around them."""
+    """All layers. A family's own says in `_layers` which they are, and in `_begin` what is in front of them."""
 
     parts: ClassVar[Parts] = {"layer": Each(container(Layer))}
     _replays: ClassVar[bool] = True  # a layer that runs again, for other rows, drops the same elements
@@ -301,14 +312,6 @@ class Encoder(Packed):
     def _begin(self, hidden_TN: Tensor) -> Tensor:
         """What becomes of the embeddings before the first layer."""
         return hidden_TN
-
-    def _finish(self, hidden_TN: Tensor, run: Run) -> Tensor:
-        """What becomes of the last layer's output."""
-        return hidden_TN
-
-    def _finishers(self) -> tuple[nn.Module, ...]:
-        """The modules that `_finish` reads."""
-        return ()
 
     def _packed(
         self,

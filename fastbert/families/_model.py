@@ -70,13 +70,23 @@ class BaseModel(ModelRole):
         """To the hidden size."""
         return embedded_TN
 
+    def _projects(self) -> bool:
+        """Whether a product stands between the embeddings and the first layer."""
+        return False
+
+    def _last_norm(self) -> Any:
+        """The LayerNorm behind the last layer, or None."""
+        return None
+
     def _finish(self, hidden_TN: Tensor, run: Run) -> Tensor:
         """What becomes of the last layer's output."""
-        return cast(Tensor, self._stack()._finish(hidden_TN, run))
+        norm = self._last_norm()
+        return hidden_TN if norm is None else encoder.normalise(hidden_TN, norm, run.called)
 
     def _finishers(self) -> tuple[nn.Module, ...]:
         """The modules that `_finish` reads."""
-        return cast("tuple[nn.Module, ...]", self._stack()._finishers())
+        norm = self._last_norm()
+        return () if norm is None else tuple(norm.modules())
 
     def _pool(self, first_BN: Tensor) -> Tensor | None:
         """Of each sequence's first token; None without a pooler."""
@@ -159,27 +169,27 @@ class BaseModel(ModelRole):
         selection = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         wanted = _wanted(selection, len(layers) + 1)
         rows = self._rows_read(inputs, selection, reads) if keep_packed or reads is not None else None
-        if own_embeddings:
-            embedded_TN = self.embeddings(run=run, inputs=inputs)
-            if "embeddings.word_embeddings" in survey.hooked and not embedded_TN.requires_grad:
-                embedded_TN.requires_grad_(torch.is_grad_enabled())  # what the hook does
-        else:
-            if position_ids is None and cu_seqlens is not None:
-                given["position_ids"] = inputs.position_ids[None]
-            embedded_BLN = self.embeddings(**{name: given[name] for name in self._embeddings_take})
-            embedded_TN = self.embeddings.as_residual(packing.pack(embedded_BLN))
-        embedded_TN = self._project(embedded_TN)
-        if inputs.padding_mask is not None:
-            like_BLN = embedded_TN.view(*packing.shape, -1)
-            run = run._replace(mask=self._attention_mask(inputs.padding_mask, like_BLN))
-        at_once = None if wanted else _inference.layers_for(this, layers, embedded_TN, run)
+        at_once = None if wanted else _inference.layers_for(this, inputs, run)
         if at_once is None:
+            if own_embeddings:
+                embedded_TN = self.embeddings(run=run, inputs=inputs)
+                if "embeddings.word_embeddings" in survey.hooked and not embedded_TN.requires_grad:
+                    embedded_TN.requires_grad_(torch.is_grad_enabled())  # what the hook does
+            else:
+                if position_ids is None and cu_seqlens is not None:
+                    given["position_ids"] = inputs.position_ids[None]
+                embedded_BLN = self.embeddings(**{name: given[name] for name in self._embeddings_take})
+                embedded_TN = self.embeddings.as_residual(packing.pack(embedded_BLN))
+            embedded_TN = self._project(embedded_TN)
+            if inputs.padding_mask is not None:
+                like_BLN = embedded_TN.view(*packing.shape, -1)
+                run = run._replace(mask=self._attention_mask(inputs.padding_mask, like_BLN))
             encoded = stack(embedded_TN, run=run, wanted=wanted, rows=rows, finish=self._finish)
         else:
             firsts = rows is not None and reads == "first"
             rows = rows if firsts else None
-            last_TN = at_once.run(stack._begin(embedded_TN), packing, first_only=firsts)
-            encoded = Encoded(last_hidden_state=self._finish(last_TN, run))
+            last_TN = at_once.run(_inference.begin(this, at_once, inputs, run), packing, first_only=firsts)
+            encoded = Encoded(last_hidden_state=last_TN)
         hidden_TN = encoded.last_hidden_state
         pooled = None
         if self._reads_first() is not None:
@@ -219,13 +229,11 @@ class BaseModel(ModelRole):
             return None
         run = Run(packing, None)
         inputs = _inputs.trusted(self._limits(), input_ids, token_type_ids, packing)
-        embedded_TN = self._project(self.embeddings(run=run, inputs=inputs))
-        stack = self._stack()
-        at_once = _inference.layers_for(this, stack._layers(), embedded_TN, run)
+        at_once = _inference.layers_for(this, inputs, run)
         if at_once is None:
             return None
         _base.state(this).count_packed()
-        return self._finish(at_once.run(stack._begin(embedded_TN), packing, first_only=first_only), run)
+        return at_once.run(_inference.begin(this, at_once, inputs, run), packing, first_only=first_only)
 
     def _is_decoder(self) -> bool:
         return bool(getattr(self.config, "is_decoder", False))

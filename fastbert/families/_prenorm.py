@@ -5,11 +5,11 @@ The sums between them are the hidden states, which one LayerNorm behind the last
 Dimension key:  T packed tokens   N features
 """
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
-from fastbert import encoder, touched
+from fastbert import encoder, prepared, touched
 from fastbert.encoder import Run
 from fastbert.families import _layers
 from fastbert.families._family import Packed, Role
@@ -73,8 +73,18 @@ class Layer(_layers.Layer):
         """What the feed-forward begins with."""
         return attended_TN
 
-    def _prepared_parts(self) -> None:
-        return None
+    def _norm_before(self) -> Any:
+        """The feed-forward's LayerNorm."""
+        return self.intermediate.LayerNorm
+
+    def _prepared_parts(self) -> prepared.Parts:
+        attention, inner = self.attention, self.intermediate
+        of: prepared.Parts = attention.self._layer_parts(
+            (attention.self.query, attention.self.key, attention.self.value),
+            (attention.output.dense, getattr(attention, attention._norm)),
+            (inner.dense, inner.intermediate_act_fn, self.output.dense, self._norm_before()),
+        )
+        return of._replace(norm_first=True)
 
     def fusions(self) -> Fusions:
         return [("feed-forward in one operator, its GELU not kept", "the LayerNorm comes first")]

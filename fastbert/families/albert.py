@@ -117,6 +117,9 @@ class BaseModel(_model.BaseModel):
     parts: ClassVar[Parts] = {"embeddings": container(_layers.Embeddings), "encoder": container(Encoder)}
     _output = BaseModelOutputWithPooling
 
+    def _projects(self) -> bool:
+        return True
+
     def _pool(self, first_BN: Tensor) -> Tensor | None:
         return None if self.pooler is None else self.pooler_activation(self.pooler(first_BN))
 

@@ -19,6 +19,9 @@ class BaseModel(_model.BaseModel):
     parts: ClassVar[Parts] = {**_model.BaseModel.parts, "embeddings_project": touched.linear}
     _output = BaseModelOutputWithPastAndCrossAttentions
 
+    def _projects(self) -> bool:
+        return getattr(self, "embeddings_project", None) is not None
+
     def _project(self, embedded_TN: Tensor) -> Tensor:
         project = getattr(self, "embeddings_project", None)
         return embedded_TN if project is None else cast(Tensor, project(embedded_TN))

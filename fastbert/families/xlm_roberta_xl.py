@@ -2,12 +2,12 @@
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.xlm_roberta_xl import modeling_xlm_roberta_xl as stock
 
 from fastbert import encoder, touched
 from fastbert.encoder import Run
-from fastbert.families import _inputs, _layers, _prenorm, roberta
+from fastbert.families import _inputs, _layers, _model, _prenorm, roberta
 from fastbert.families._family import family, named
 from fastbert.touched import Each, Parts, container
 
@@ -47,17 +47,21 @@ class Layer(_prenorm.Layer):
     def _before(self, attended_TN: Tensor, run: Run) -> Tensor:
         return encoder.normalise(attended_TN, self.LayerNorm, run.called)
 
+    def _norm_before(self) -> Any:
+        return self.LayerNorm
+
 
 class Encoder(_prenorm.Encoder):
     """With the last LayerNorm."""
 
     parts: ClassVar[Parts] = {"layer": Each(container(Layer)), "LayerNorm": touched.norm}
 
-    def _finish(self, hidden_TN: Tensor, run: Run) -> Tensor:
-        return encoder.normalise(hidden_TN, self.LayerNorm, run.called)
 
-    def _finishers(self) -> tuple[nn.Module, ...]:
-        return tuple(self.LayerNorm.modules())
+class BaseModel(_model.BaseModel):
+    parts: ClassVar[Parts] = {**_model.BaseModel.parts, "encoder": container(Encoder)}
+
+    def _last_norm(self) -> Any:
+        return self.encoder.LayerNorm
 
 
 ROLES: dict[str, Any] = {
@@ -68,5 +72,6 @@ ROLES: dict[str, Any] = {
     "Intermediate": _layers.Intermediate,
     "Layer": Layer,
     "Encoder": Encoder,
+    "Model": BaseModel,
 }
 globals().update(family(stock, named("XLMRobertaXL", ROLES)))
