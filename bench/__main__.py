@@ -72,7 +72,7 @@ def beside(
     train_part: int | None = None,
     dev_part: int | None = None,
     what: Annotated[str, typer.Option(help="the data, in words")] = "",
-    results: Annotated[Path, typer.Option(help="a .jsonl that gets a line")] = Path(".out/finetuning.jsonl"),
+    results: Annotated[Path, typer.Option(help="a .jsonl that gets a line")] = Path(".out/finetuning-runs.jsonl"),
 ) -> None:
     """A fine-tuning by fastbert and the same one by transformers' Trainer."""
     from bench.beside import main
@@ -92,7 +92,16 @@ def beside(
         log_every=100,
     )
     results.parent.mkdir(parents=True, exist_ok=True)
-    main(task, given, tuning, results, (train_part, dev_part), what)
+    options = {"--epochs": epochs, "--train-part": train_part, "--dev-part": dev_part, "--batch-size": batch_size}
+    said = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    command = f"python -m bench beside {task} {shown(data)}{f' --dev {shown(dev)}' if dev else ''} {said}"
+    command += f" --learning-rate {learning_rate:g} --results bench/results/finetuning-runs.jsonl"
+    main(task, given, tuning, results, (train_part, dev_part), what, " ".join(command.split()))
+
+
+def shown(path: str) -> str:
+    """Without the folders that are a machine's own."""
+    return path[path.index("shared/data") :] if "shared/data" in path else path
 
 
 @app.command()

@@ -32,13 +32,19 @@ STOCK, OURS = "transformers", "fastbert"
 
 
 def main(
-    task: str, given: Given, tuning: Tuning, results: Path, parts: tuple[int | None, int | None], data: str
+    task: str,
+    given: Given,
+    tuning: Tuning,
+    results: Path,
+    parts: tuple[int | None, int | None],
+    data: str,
+    command: str,
 ) -> None:
     """Train both, one after the other, and add what came to a file of results.
 
     Args:
         parts: so many examples of the training and of the dev data, or all.
-        data: what is to be said of the data.
+        data, command: what is to be said of the data, and what was typed.
     """
     made = _some(registry.make(task, given), parts)
     with TemporaryDirectory() as folder:
@@ -70,6 +76,7 @@ def main(
         "seconds": {OURS: ours["training_seconds"], STOCK: seconds},
         "machine": here.machine,
         "versions": here.versions,
+        "command": command,
         "commit": here.commit,
         "started": here.started,
     }

@@ -5,9 +5,10 @@ All of it is made from result files (`bench/record.py`) and from nothing else; t
 
 import html
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from bench.finetuned import RUNS, runs_section
 from bench.pictures import DARK, draw
 from bench.record import OURS, Roof, Row, Run, split
 from bench.shown import (
@@ -29,7 +30,7 @@ from bench.shown import (
     telling,
     where,
 )
-from bench.table import beside, duration, rate, texts_rate
+from bench.table import beside, duration, markdown, rate, texts_rate
 from fastbert.families.__main__ import table
 
 ROOT = Path(__file__).parents[1]
@@ -59,13 +60,15 @@ def main(results: Sequence[Path] | None = None, root: Path = ROOT) -> int:
         except ValueError as error:
             print(f"skipped: {error}")
     readme, performance = root / "README.md", root / "docs" / "performance.md"
-    texts = {path: path.read_text() for path in (readme, performance)}
+    finetuning = root / "docs" / "finetuning.md"
+    texts = {path: path.read_text() for path in (readme, performance, finetuning)}
     for path, section, content in (
         (readme, "headline", headline_section(runs, readme.parent)),
         (readme, "inference", inference_section(runs, readme.parent)),
         (readme, "finetuning", finetuning_section(runs, readme.parent)),
         (readme, "families", table() + "\n"),
         (performance, "families", family_speeds_section(runs, performance.parent)),
+        (finetuning, "runs", runs_section(ROOT / "bench" / "results" / RUNS)),
         (performance, "memory", memory_section(runs, performance.parent)),
     ):
         texts[path] = put(texts[path], section, content, path.name)
@@ -106,7 +109,7 @@ def headline_section(runs: dict[Path, Run], base: Path) -> str:
     header = ["model", "what", "transformers SDPA", "compiled", "fastbert", "against SDPA", "against compiled"]
     shows = picture(f"How many times as fast as transformers with SDPA, on {run.name}", f"{link}/headline")
     words = ["Tokens a second, padding not counted; in brackets what the spreads allow.", losses(telling(run))]
-    return f"{shows}\n{_table(header, lines)}\n{' '.join(filter(None, words))} {origin(run, link)}\n"
+    return f"{shows}\n{markdown(header, lines)}\n{' '.join(filter(None, words))} {origin(run, link)}\n"
 
 
 def inference_section(runs: dict[Path, Run], base: Path) -> str:
@@ -137,7 +140,7 @@ def inference_section(runs: dict[Path, Run], base: Path) -> str:
     )
     words = [f"Times as fast as {STOCK} as it comes, {rows[0].case['dtype']}; padding does not count as tokens."]
     words += [behind(rows), _absent(rows), _peers(run), origin(run, link)]
-    return f"{shows}\n{_table(header, lines)}\n{' '.join(filter(None, words))}\n"
+    return f"{shows}\n{markdown(header, lines)}\n{' '.join(filter(None, words))}\n"
 
 
 def finetuning_section(runs: dict[Path, Run], base: Path) -> str:
@@ -157,7 +160,7 @@ def finetuning_section(runs: dict[Path, Run], base: Path) -> str:
         lines.append([what, rate(row, OURS), *(str(Gain.of(row, OURS, n)) if n in row.timings else "" for n in others)])
     header = ["training and evaluating", "fastbert", *(f"against {name}" for name in others)]
     words = f"{MODELS[rows[0].case['model']]}, {rows[0].case['dtype']}; tokens a second, padding not counted."
-    return f"{_table(header, lines)}\n{words} {origin(run, _link(path, base))}\n"
+    return f"{markdown(header, lines)}\n{words} {origin(run, _link(path, base))}\n"
 
 
 GLUE = {"sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "squad": "SQuAD 1.1"}
@@ -233,7 +236,7 @@ def family_speeds_section(runs: dict[Path, Run], base: Path) -> str:
     ]
     size = MODELS[families[0].split()[0]]
     words = f"Times as fast as transformers with SDPA, in {size}'s size, masked LM in training, float32."
-    return f"{_table(header, lines)}\n{words} {origin(run, _link(path, base))}\n"
+    return f"{markdown(header, lines)}\n{words} {origin(run, _link(path, base))}\n"
 
 
 def memory_section(runs: dict[Path, Run], base: Path) -> str:
@@ -276,7 +279,7 @@ def page(run: Run, stem: str, pictures: Mapping[str, str]) -> str:
     facts = run.machine | run.versions | {"started": run.started}
     for when, clocks in run.clocks.items():
         facts |= {f"{name} {when}": value for name, value in (clocks or {}).items()}
-    parts += ["## Machine\n", _table(["", ""], [[k, str(v)] for k, v in facts.items() if v is not None])]
+    parts += ["## Machine\n", markdown(["", ""], [[k, str(v)] for k, v in facts.items() if v is not None])]
     parts += ["## Figures\n", HOW_TO_READ]
     tables = {"memory": memory_table, "breakdown": breakdown_table}
     for bench in dict.fromkeys(row.bench for row in run.rows):
@@ -302,7 +305,7 @@ def timings_table(rows: Sequence[Row], roof: Roof) -> str:
             reached += f"<br>{row.work.sequences / row.timings[names[0]].median:.3g} sequences/s"
         cells = [_cell(row, name) for name in names]
         lines.append([*_values(row, keys), reached, share, *cells])
-    return same + _table([*keys, f"{names[0]} reaches", "of ceiling", *names], lines)
+    return same + markdown([*keys, f"{names[0]} reaches", "of ceiling", *names], lines)
 
 
 def memory_table(rows: Sequence[Row]) -> str:
@@ -310,7 +313,7 @@ def memory_table(rows: Sequence[Row]) -> str:
     for row in rows:
         stock, fast = (row.values[name] for name in (SDPA, OURS))
         lines.append([*_values(row, list(row.case)), f"{stock:.0f}", f"{fast:.0f}", f"{fast / stock:.2f}"])
-    return _table([*rows[0].case, f"{SDPA}, {rows[0].unit}", OURS, "ratio"], lines)
+    return markdown([*rows[0].case, f"{SDPA}, {rows[0].unit}", OURS, "ratio"], lines)
 
 
 def breakdown_table(rows: Sequence[Row]) -> str:
@@ -321,7 +324,7 @@ def breakdown_table(rows: Sequence[Row]) -> str:
         total = sum(row.values.values())
         cells = (f"{duration(s)}, {s / total:.0%}" if (s := row.values.get(part)) else "" for part in parts)
         lines.append([*_values(row, keys), duration(total), *cells])
-    return same + _table([*keys, "whole step", *parts], lines)
+    return same + markdown([*keys, "whole step", *parts], lines)
 
 
 def failures_list(rows: Sequence[Row]) -> str:
@@ -344,10 +347,6 @@ def _gain(gain: Gain) -> str:
 
 def _link(path: Path, base: Path) -> str:
     return Path(os.path.relpath(path.with_suffix(""), base)).as_posix()
-
-
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *lines))
 
 
 def _values(row: Row, keys: Sequence[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Figures for people: rates with their units, and the table that a run ends with."""
 
+from collections.abc import Iterable, Sequence
+
 from bench.record import OURS, Roof, Row, Run, split
 from bench.shown import PATCHED
 
@@ -95,3 +97,7 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
     while value >= 1000 and i < len(units) - 1:
         value, i = value / 1000, i + 1
     return f"{value:.3g} {units[i]}" if value < 1000 else f"{value:.0f} {units[i]}"
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *lines))
