@@ -1,5 +1,6 @@
 """The report: the README's sections and the pages, on runs with invented figures."""
 
+import json
 import random
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 pytest.importorskip("matplotlib")  # only for the report: a GPU machine tests without it
 
 from bench import report
+from bench.finetuned import runs_section
 from bench.pictures import PICTURES
 from bench.record import OURS, Row, Run, Work
 from bench.shown import Gain, kernels, losses, telling
@@ -22,12 +24,21 @@ old
 between
 <!-- report: inference -->
 <!-- /report -->
+<!-- report: finetuning -->
+<!-- /report -->
 <!-- report: families -->
 <!-- /report -->
 after
 """,
     "docs/performance.md": """# before
+<!-- report: families -->
+<!-- /report -->
 <!-- report: memory -->
+<!-- /report -->
+after
+""",
+    "docs/finetuning.md": """# before
+<!-- report: runs -->
 <!-- /report -->
 after
 """,
@@ -104,13 +115,15 @@ def test_what_is_hardly_slower_does_not_look_alike() -> None:
 def test_only_the_sections_change(tmp_path: Path) -> None:
     row = Row("memory", {"hidden": 768}, values={SDPA: 200.0, OURS: 50.0}, unit="B")
     text = write_report(tmp_path, here=empty_run(rows=[row]))
-    before, headline, inference, families = text.split("<!-- report: ")
+    before, headline, inference, finetuning, families = text.split("<!-- report: ")
     assert before == "# before\n"
     assert headline == "headline -->\n<!-- /report -->\nbetween\n"  # no model was measured
     assert inference == "inference -->\n<!-- /report -->\n"
+    assert finetuning == "finetuning -->\n<!-- /report -->\n"
     assert families == f"families -->\n{table()}\n<!-- /report -->\nafter\n"
-    before, memory = (tmp_path / "docs" / "performance.md").read_text().split("<!-- report: ")
+    before, families, memory = (tmp_path / "docs" / "performance.md").read_text().split("<!-- report: ")
     assert before == "# before\n"
+    assert families == "families -->\n<!-- /report -->\n"
     assert memory.startswith("memory -->\n| hidden | transformers SDPA, B | fastbert | ratio |\n")
     assert "| 768 | 200 | 50 | 0.25 |" in memory
     assert "(../results/here.md)" in memory
@@ -124,15 +137,64 @@ def test_only_the_sections_change(tmp_path: Path) -> None:
         "<!-- report: inference -->",
         "<!-- report: families -->",
         "<!-- report: memory -->",
+        "<!-- report: finetuning -->",
+        "<!-- report: runs -->",
         "<!-- /report -->\nbetween",
     ],
 )
 def test_a_marker_that_is_missing(lost: str, tmp_path: Path) -> None:
     write_documents(tmp_path, lost)
-    with pytest.raises(ValueError, match=r"(README|performance)\.md has no section from <!-- report: "):
+    with pytest.raises(ValueError, match=r"(README|performance|finetuning)\.md has no section from <!-- report: "):
         report.main([], tmp_path)
     for name, text in DOCUMENTS.items():
         assert (tmp_path / name).read_text() == text.replace(lost, "")
+
+
+def test_families_and_finetuning(tmp_path: Path) -> None:
+    """Each family against SDPA; each training against the three ways that transformers pads."""
+    kinds = (3.0, "inference", "wikipedia"), (2.0, "training", "full")
+    rows = [
+        model_row({OURS: 1.0, SDPA: gain}, model="MiniLM roberta", step=step, lengths=lengths)
+        for gain, step, lengths in kinds
+    ]
+    case = {"task": "cola", "model": "MiniLM", "steps": 8, "batch": 32, "judged": 256, "S": 128, "dtype": "float32"}
+    work = Work(tokens=4000, sequences=512)
+    tuned = Row("finetuning", case, work)
+    tuned.timings = {OURS: timing(2.0), **{name: timing(2.0 + i) for i, name in enumerate(report.FINETUNING, 1)}}
+    run = empty_run(rows=[*rows, tuned])
+    assert "| roberta | 3.00 x |  |  | 2.00 x |" in write_report(tmp_path, "docs/performance.md", here=run)
+    text = (tmp_path / "README.md").read_text()
+    what = "CoLA: 8 steps of 32, then 256 evaluated, up to 128 tokens"
+    assert f"| {what} | 2 k tokens/s | 1.50 x | 2.00 x | 2.50 x |" in text
+
+
+def test_runs_on_real_data_stand_beside_transformers(tmp_path: Path) -> None:
+    record = {
+        "task": "mrpc",
+        "data": "whole",
+        "main": "f1",
+        "train": 3668,
+        "dev": {"dev": 408},
+        "epochs": 1.0,
+        "batch_size": 32,
+        "learning_rate": 1e-4,
+        "figures": {"fastbert": {"f1": 0.875}, "transformers": {"f1": 0.87}},
+        "intervals": {"f1": [0.85, 0.9]},
+        "seconds": {"fastbert": 100.0, "transformers": 250.0},
+        "machine": {"cpu": "a CPU", "threads": 2},
+        "started": "2026-11-28T16:00:00",
+        "commit": "abc",
+        "command": "python -m bench beside mrpc",
+    }
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    line = (
+        "| mrpc: whole | 3,668, 1 x, 32 a step, 0.0001; 408 | f1 | 87.5 (85.0 to 90.0) | 87.0 "
+        "| 100 s, 250 s: 2.50 x | 88.9 |"
+    )
+    assert line in runs_section(path).splitlines()
+    assert "python -m bench beside mrpc" in runs_section(path)
+    assert runs_section(tmp_path / "none.jsonl") == ""
 
 
 def test_a_section_that_does_not_end_takes_no_other_with_it() -> None:
