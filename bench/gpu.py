@@ -74,7 +74,10 @@ STAGES = (
     Stage("first_step", 540),
     # in what time is left
     Stage("more tests", 540, "tests"),
-    *(Stage(name, 540, "all") for name in ("pretraining", "embedding", *_PRODUCTS, "input", "memory", "quality")),
+    *(
+        Stage(name, 540, "all")
+        for name in ("pretraining", "finetuning", "embedding", *_PRODUCTS, "input", "memory", "quality")
+    ),
     *(Stage(name, 540, "rest") for name in _REST),
     Stage("last tests", 540, "tests", LAST_TESTS),
 )
