@@ -64,7 +64,7 @@ CASES = {
         case_of("cola", steps, 256, 128),
         case_of("squad", max(2, steps // 4), 32, 384),
     ]
-    for device, steps in (("cpu", 8), ("cuda", 100))
+    for device, steps in (("cpu", 5), ("cuda", 100))
 }
 
 
