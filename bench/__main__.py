@@ -100,8 +100,8 @@ def beside(
 
 
 def shown(path: str) -> str:
-    """Without the folders that are a machine's own."""
-    return path[path.index("shared/data") :] if "shared/data" in path else path
+    """From the project's root, without the folders that are a machine's own."""
+    return f"../{path[path.index('shared/data') :]}" if "shared/data" in path else path
 
 
 @app.command()
