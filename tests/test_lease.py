@@ -28,7 +28,7 @@ def test_the_order_is_that_of_importance(world: World, tmp_path: Path) -> None:
     assert world.names()[: len(goals) + 2] == ["tests", *goals, "tests"]
     assert world.names()[-1] == "tests"
     parts = [arguments[arguments.index("--part") + 1] for _, arguments in world.calls if "--part" in arguments]
-    assert parts == ["goals"] * 10 + ["all"] * 8 + ["rest"] * 7
+    assert parts == ["goals"] * 10 + ["all"] * 9 + ["rest"] * 7
     first, second, last = (arguments for _, arguments in world.calls if name_of(arguments) == "tests")
     assert first[0] == "tests/test_gpu.py"
     assert "tests/test_linear.py" not in (*first, *second)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +249,11 @@ def test_ctrl_c_ends_a_process_that_waits_for_a_pipe() -> None:
     read, write = os.pipe()
     os.write(write, b"a text\nand the next")
     command = [sys.executable, "-c", AT_A_PIPE]
-    with subprocess.Popen(command, stdin=read, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe, heeds = (
+        subprocess.PIPE,
+        partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # in the background it is ignored
+    with subprocess.Popen(command, stdin=read, stdout=pipe, stderr=pipe, preexec_fn=heeds) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"a window\n"
         process.send_signal(signal.SIGINT)
