@@ -145,11 +145,15 @@ def inference_section(runs: dict[Path, Run], base: Path) -> str:
 
 def finetuning_section(runs: dict[Path, Run], base: Path) -> str:
     """A table of trainings with their evaluation: the latest run of a GPU, or else of a CPU."""
-    path = _latest(runs, lambda run: run.find("finetuning"))
+
+    def rows_of(run: Run) -> list[Row]:
+        return [row for row in run.find("finetuning") if OURS in row.timings]
+
+    path = _latest(runs, rows_of)
     if path is None:
         return ""
     run, lines = runs[path], []
-    rows = run.find("finetuning")
+    rows = rows_of(run)
     others = sorted({name for row in rows for name in row.timings if name != OURS}, key=FINETUNING.index)
     for row in rows:
         case = row.case
