@@ -98,7 +98,7 @@ codegen: install  ## what every kernel compiles to on every chip; needs no GPU
 faults: install  ## put faults into the kernels one at a time: the tests must catch each
 	$(BIN)/python -m tests.faults
 
-CORE := $(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp))
+CORE := $(filter-out csrc/bindings%,$(wildcard csrc/*.cpp))
 sanitize:  ## the C++ core under the address, undefined-behaviour and thread sanitizers
 	mkdir -p .out
 	$(CXX) -std=c++17 -O1 -g -pthread -Wall -Wextra -Wconversion -Werror -fsanitize=address,undefined \

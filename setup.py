@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 ENCODER = ("encoder", "encoder_avx2", "encoder_avx512", "encoder_avx512_bf16", "encoder_avx512_vnni")
+BINDINGS = ("bindings", "bindings_encoder")
 CORE = ("batches", "corpus", *ENCODER, "masking", "packing", "philox", "sampling")
 NOT_BUILT = (
     "fastbert is installed without its C++ extension, for which there has to be a compiler of C++17 (pip install -v"
@@ -54,7 +55,7 @@ def main() -> None:
         ext_modules=[
             Pybind11Extension(
                 "fastbert._C",
-                ["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in CORE)],
+                [f"csrc/{name}.cpp" for name in (*BINDINGS, *CORE)],
                 depends=[str(path) for path in Path("csrc").glob("*.h")],
                 cxx_std=17,
                 extra_compile_args=["-O3", "-pthread"],

@@ -94,14 +94,9 @@ def beside(
     results.parent.mkdir(parents=True, exist_ok=True)
     options = {"--epochs": epochs, "--train-part": train_part, "--dev-part": dev_part, "--batch-size": batch_size}
     said = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-    command = f"python -m bench beside {task} {shown(data)}{f' --dev {shown(dev)}' if dev else ''} {said}"
+    command = f"python -m bench beside {task} {data}{f' --dev {dev}' if dev else ''} {said}"
     command += f" --learning-rate {learning_rate:g} --results bench/results/finetuning-runs.jsonl"
     main(task, given, tuning, results, (train_part, dev_part), what, " ".join(command.split()))
-
-
-def shown(path: str) -> str:
-    """From the project's root, without the folders that are a machine's own."""
-    return f"../{path[path.index('shared/data') :]}" if "shared/data" in path else path
 
 
 @app.command()

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from fastbert.errors import InputError
-from fastbert.tasks import registry
+from fastbert.tasks import FILE, registry
 from fastbert.tasks.choice import ChoiceTask
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Tokenizing
@@ -327,7 +327,7 @@ class TestRun:
 
     def test_a_model_says_its_columns(self, tmp_path: Path) -> None:
         task = registry.make("choice", Given(train="x", text="q", choices=("a", "b")))
-        (tmp_path / registry.FILE).write_text(json.dumps(task.saved()))
+        (tmp_path / FILE).write_text(json.dumps(task.saved()))
         found = registry.load(str(tmp_path), Given(dev="y", label="l"))
         assert found is not None
         assert found[0].given == Given(dev="y", text="q", choices=("a", "b"), label="l")

@@ -17,7 +17,7 @@ from fastbert.inference.encoding import takes_types
 from fastbert.inference.engine import Engine
 from fastbert.inference.spans import Reading
 from fastbert.inference.windows import Windows
-from fastbert.tasks import registry
+from fastbert.tasks import FILE
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Tokenizing
 from fastbert.tasks.scores import Scores
@@ -25,10 +25,9 @@ from fastbert.tasks.squad.metric import evaluate
 from fastbert.tasks.squad.task import LONGEST_ANSWER, SquadTask
 from fastbert.tasks.task import labels_of
 from fastbert.training.judging import judged
-from fastbert.training.tuning import Tuning
 from tests.heads import DOCUMENTS, LONG, checkpoint
-from tests.padded import both_curves
 from tests.squads import QUESTIONS, Question, asked, examples_of, rows, task_of, windows_of, write
+from tests.tuned import curve_of, transformers_curve, tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = ("Bert", "Roberta", "DistilBert")
@@ -284,7 +283,7 @@ def test_a_run_evaluates_and_predicts_alike(base: str, tmp_path: Path, run: Run)
     results = json.loads((output / "results.json").read_text())["splits"]["dev"]
     found = evaluate(output / "dev-predictions.json", dev, "squad2")
     assert 100 * results["metrics"]["f1"] == pytest.approx(found["f1"])
-    about = json.loads((output / "model" / registry.FILE).read_text())
+    about = json.loads((output / "model" / FILE).read_text())
     assert (
         about["decided"] == results["decided"] == {"null_threshold": pytest.approx(about["decided"]["null_threshold"])}
     )
@@ -292,7 +291,7 @@ def test_a_run_evaluates_and_predicts_alike(base: str, tmp_path: Path, run: Run)
     # Some are to have an answer and some none, whatever was learnt.
     odds = json.loads((output / "dev-predictions.null-odds.json").read_text())
     threshold = float(np.mean(sorted(odds.values())[7:9]))
-    (output / "model" / registry.FILE).write_text(json.dumps({**about, "decided": {"null_threshold": threshold}}))
+    (output / "model" / FILE).write_text(json.dumps({**about, "decided": {"null_threshold": threshold}}))
     status, out, err = run("evaluate", output, "--data", dev, "--predictions", tmp_path / "p.jsonl", "--json")
     assert status == 0, err
     assert json.loads(out)["splits"]["dev"]["decided"] == {"null_threshold": threshold}
@@ -346,12 +345,11 @@ def test_fifty_steps_are_those_of_stock_transformers(base: str, tmp_path: Path, 
     assert (len({len(item["input_ids"]) for item in items}) > 1) == padded
     dev = write(tmp_path / "dev.json", QUESTIONS[:2])
     task = task_of("squad", train=str(write(tmp_path / "train.json", questions)), dev=str(dev))
-    tuning = Tuning(
-        base, epochs=200 / len(items), batch_size=4, learning_rates=(5e-4,), max_length=LENGTH, doc_stride=STRIDE,
-        dropout=0.0, log_every=1,
-    )  # fmt: skip
+    options: dict[str, Any] = {"max_length": LENGTH, "doc_stride": STRIDE, "epochs": 200 / len(items), "batch_size": 4}
+    tuning_run = tuned(task, base, tmp_path / "run", learning_rates=(5e-4,), **options)
     change = without_padding if padded else lambda model: None
-    packed, stock = both_curves(task, tuning, items, DataCollatorWithPadding(tokenizer), tmp_path, change)
-    assert len(packed) == 50
+    packed = curve_of(tuning_run)
+    stock = transformers_curve(tuning_run, tmp_path, items, DataCollatorWithPadding(tokenizer), change)
+    assert len(packed) == len(stock) == 50
     assert np.mean(packed[-10:]) < 0.9 * np.mean(packed[:10])
     np.testing.assert_allclose(packed, stock, rtol=1e-4)

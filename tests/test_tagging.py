@@ -1,4 +1,4 @@
-"""Words to tags: files, word pieces, windows, figures, and a run from start to end."""
+"""Words to tags: word pieces, windows, figures, and a run from start to end."""
 
 import json
 from pathlib import Path
@@ -11,174 +11,20 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 
 from fastbert.errors import InputError
 from fastbert.inference.encoding import takes_types
-from fastbert.tasks import registry
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Tokenizing
 from fastbert.tasks.tagging.task import TaggingTask
-from fastbert.tasks.task import DEV, TEST, TRAIN, Given
+from fastbert.tasks.task import DEV, TEST, TRAIN
 from fastbert.training.finetuning import Finetuning
-from fastbert.training.tuning import Tuning, begin
-from tests import curves
+from fastbert.training.tuning import Tuning
 from tests.checkpoints import tiny_checkpoint
 from tests.command import is_one_line, runner
 from tests.heads import checkpoint
-from tests.optional import needs
+from tests.tagged import COLUMNS, IOB2, WORDS, made_up, task, written
+from tests.tuned import curve_of, transformers_curve
 
 seqeval = pytest.importorskip("seqeval.metrics")
 pytest.importorskip("pyarrow")
-
-COLUMNS = """-DOCSTART- -X- O O
-
-the DT I-NP O
-cat NN I-NP I-ANIMAL
-dog NN B-NP B-ANIMAL
-sat VBD I-VP O
-
-birds NNS I-NP I-ANIMAL
-on IN I-PP O
-mat NN I-NP I-PLACE
-tree NN I-NP I-PLACE
-"""
-IOB2 = [["O", "B-ANIMAL", "B-ANIMAL", "O"], ["B-ANIMAL", "O", "B-PLACE", "I-PLACE"]]
-SENTENCES = [["the", "cat", "dog", "sat"], ["birds", "on", "mat", "tree"]]
-TAGS = {"cat": "I-ANIMAL", "dog": "I-ANIMAL", "birds": "I-ANIMAL", "mat": "I-PLACE", "tree": "I-PLACE"}
-WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "birds", "mat", "tree", "cats", "small"]
-
-
-def task(path: Any, name: str = "tag", **options: Any) -> TaggingTask:
-    made = registry.make(name, Given(train=str(path), **options))
-    assert isinstance(made, TaggingTask)
-    return made
-
-
-def written(folder: Path, text: str, name: str = "train.txt") -> Path:
-    (folder / name).write_bytes(text.encode())
-    return folder / name
-
-
-def read(path: Any, name: str = "tag", **options: Any) -> Examples:
-    return task(path, name, **options).read(TRAIN)[TRAIN]
-
-
-def made_up(folder: Path, name: str, sentences: int, seed: int) -> Path:
-    """Whose tags follow from the words: IOB1, as CoNLL has it."""
-    random = np.random.default_rng(seed)
-    lines = []
-    for _ in range(sentences):
-        words = random.choice(WORDS, random.integers(2, 12)).tolist()
-        lines += [f"{word} X X {TAGS.get(word, 'O')}" for word in words] + [""]
-    return written(folder, "\n".join(lines), name)
-
-
-# Files.
-
-
-def test_columns_are_read_and_tags_are_iob2(tmp_path: Path) -> None:
-    for text in (COLUMNS, COLUMNS.replace("\n", "\r\n"), COLUMNS.replace(" ", "\t")):
-        examples = read(written(tmp_path, text), "ner")
-        assert examples.inputs == SENTENCES
-        assert examples.labels == IOB2
-        assert examples.places == [f"{examples.name}, line 3", f"{examples.name}, line 8"]
-        assert examples.notes == [f"{examples.name}: tags are IOB1, for the model IOB2"]
-        assert not examples.problems.counts
-
-
-def test_other_columns(tmp_path: Path) -> None:
-    examples = read(written(tmp_path, COLUMNS), text="1", label="2")
-    assert examples.labels == [["DT", "NN", "NN", "VBD"], ["NNS", "IN", "NN", "NN"]]
-    assert read(written(tmp_path, COLUMNS), text="2", label="1").inputs[0] == ["DT", "NN", "NN", "VBD"]
-    with pytest.raises(InputError, match=r"train\.txt, line 3: there is no column 7, but 4 columns"):
-        read(tmp_path / "train.txt", label="7")
-    with pytest.raises(InputError, match=r"--text must be the number of a column .* but is 'words'"):
-        read(tmp_path / "train.txt", text="words")
-
-
-def test_words_may_be_anything(tmp_path: Path) -> None:
-    text = "# id = 1\n\u00a0\tO\n#\tO\nNew York\tB-LOC\n\u200b\u2028\tO\n\ud83d\ude00\tO\n"
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16")
-    examples = read(written(tmp_path, text, "x.tsv"))
-    assert examples.inputs == [["\u00a0", "#", "New York", "\u200b\u2028", "\U0001f600"]]
-    assert examples.problems.counts == {"a comment (left out)": 1}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("the O\ncat\n", r"train\.txt, line 2: 1 column, but 2 in line 1"),
-        ("the\ncat\n", r"train\.txt, line 1: there are words, but no column with their tags"),
-        ("\n\n", r"train\.txt has no sentence"),
-        ("cat B-X\n\non PER\nmat O\n", r"train\.txt, line 3: the tag 'PER' is none like B-PER, as others are"),
-    ],
-)
-def test_files_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read(written(tmp_path, text))
-
-
-def test_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_bytes("the O\nM\u00fcll O\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"x\.txt, line 2: not UTF-8, but UTF-8 is wanted"):
-        read(tmp_path / "x.txt")
-
-
-def test_tags_that_are_wrong_are_counted_and_named(tmp_path: Path) -> None:
-    text = "cat B-X\nmat I-X\n\ndog B-X\nmat I-X\n\non O\nmat I-X\n\nsat O\nmat I-X\n"
-    examples = read(written(tmp_path, text))
-    reason = "tags that are not IOB2 (read as conlleval does)"
-    assert examples.problems.counts == {reason: 2}
-    assert examples.problems.first[reason][0].endswith("line 7")
-    assert examples.labels[2] == ["O", "B-X"]
-
-
-def test_ner_is_of_entities(tmp_path: Path) -> None:
-    path = written(tmp_path, "the DT\ncat NN\n")
-    with pytest.raises(InputError, match="has tags as 'DT', not as B-PER or I-PER: `finetune tag` takes them"):
-        read(path, "ner")
-    made = task(path)
-    assert made.head_options(made.read(TRAIN)[TRAIN])["id2label"] == {0: "DT", 1: "NN"}
-    assert made.main == "accuracy"
-
-
-def test_the_folder_of_conll(tmp_path: Path) -> None:
-    for name, word in (("eng.train", "cat"), ("eng.testa", "dog"), ("eng.testb", "mat")):
-        written(tmp_path, f"{word} X X I-X\n", name)
-    made = task(tmp_path, "ner")
-    assert [made.read(split)[split].inputs for split in (TRAIN, DEV, TEST)] == [[["cat"]], [["dog"]], [["mat"]]]
-    (tmp_path / "eng.testa").unlink()
-    assert made.read(DEV) == {}
-    with pytest.raises(InputError, match=r"has no eng\.testa or valid\.txt"):
-        registry.make("ner", Given(dev=str(tmp_path))).read(DEV)
-
-
-@pytest.mark.parametrize("key", ["words", "tokens"])
-def test_lists_of_words(tmp_path: Path, key: str) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    rows = [{key: words, "tags": tags} for words, tags in zip(SENTENCES, IOB2, strict=True)] + [{key: [], "tags": []}]
-    path = written(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "x.jsonl")
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
-    for each in (path, tmp_path / "x.parquet"):
-        examples = read(each)
-        assert (examples.inputs, examples.labels) == ([*SENTENCES, []], [*IOB2, []])
-        assert examples.problems.counts == {"a sentence without words (kept)": 1}
-    with pytest.raises(InputError, match=r"x\.jsonl, line 1: 4 words, but 1 tags"):
-        read(written(tmp_path, json.dumps({key: SENTENCES[0], "tags": ["O"]}) + "\n", "x.jsonl"))
-    with pytest.raises(InputError, match="must have words, but has"):
-        read(written(tmp_path, json.dumps({key: [1], "tags": ["O"]}) + "\n", "x.jsonl"))
-
-
-@needs("datasets")
-def test_datasets_whose_tags_are_numbers(tmp_path: Path) -> None:
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
-
-    names = ["O", "B-ANIMAL", "I-ANIMAL", "B-PLACE", "I-PLACE"]
-    columns = Features({"tokens": Sequence(Value("string")), "ner_tags": Sequence(ClassLabel(names=names))})
-    rows = {"tokens": SENTENCES, "ner_tags": [[names.index(tag) for tag in tags] for tags in IOB2]}
-    DatasetDict({TRAIN: Dataset.from_dict(rows, features=columns)}).save_to_disk(tmp_path / "d")
-    for path in (f"dataset:{tmp_path / 'd'}:train", tmp_path / "d"):
-        examples = read(path, "ner", label="ner_tags")
-        assert (examples.inputs, examples.labels) == (SENTENCES, IOB2)
 
 
 # Word pieces and windows.
@@ -473,45 +319,7 @@ def test_the_loss_curve_is_that_of_padded_batches(tmp_path: Path, family: str) -
     base = checkpoint(tmp_path / "base", f"{family}Model", layer_norm_eps=1e-5)
     options = {"epochs": 50 / 6, "learning_rates": (1e-3,), "log_every": 1, "dropout": 0.0, "max_length": None}
     run, _ = tuned(tmp_path, base, **options)
-    (training,) = run.tuning.trainings
-    log = [json.loads(line) for line in (tmp_path / "run/runs" / training.name / "log.jsonl").read_text().splitlines()]
-    actual = [record["loss"] for record in log if "loss" in record]
+    actual, expected = curve_of(run), transformers_curve(run, tmp_path)
     assert len(actual) == 50
-
-    first, _ = begin(run.task, run.tuning, run.config, training.seed)
-    stock = AutoModelForTokenClassification.from_config(run.config)
-    stock.load_state_dict(first.state_dict())
-    features = run._features()
-    from fastbert.training.batches import ShuffledBatches
-
-    order = ShuffledBatches(features, 16, 50 / 6, training.seed)
-    items = np.concatenate([order.items(step) for step in range(50)]).tolist()
-    starts, lengths = features.tokens.starts, features.tokens.lengths
-
-    def padded(rows: list[int]) -> dict[str, torch.Tensor]:
-        def pad(values: Any, filling: int) -> torch.Tensor:
-            some = [torch.from_numpy(values[starts[i] : starts[i] + lengths[i]].astype(np.int64)) for i in rows]
-            return torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=filling)
-
-        return {
-            "input_ids": pad(features.tokens.ids, run.config.pad_token_id),
-            "attention_mask": pad(np.ones_like(features.tokens.ids), 0),
-            "labels": pad(features.labels["labels"], -100),
-        }
-
-    expected = curves.losses(
-        stock,
-        items,
-        padded,
-        tmp_path,
-        per_device_train_batch_size=16,
-        max_steps=50,
-        learning_rate=1e-3,
-        weight_decay=run.tuning.weight_decay,
-        warmup_steps=5,
-        lr_scheduler_type="linear",
-        optim="adamw_torch_fused",
-        remove_unused_columns=False,
-    )
     assert expected[-1] < 0.5 * expected[0]
     np.testing.assert_allclose(actual, expected, rtol=1e-4)

@@ -70,18 +70,22 @@ def evaluate(
     Of a task: its figures with where they are with 95 % confidence, and those of each class. Else sequences and masks
     are always the same ones, those of the evaluations of `fastbert pretrain`.
     """
+    from fastbert.training.models import of_run
+
     columns = {"text": text, "pair": pair, "choices": choices, "label": label}
-    if task is not None or is_tuned(model):
-        evaluate_task(model, data, task, columns, max_length, dtype, device, predictions, as_json)
+    name, lengths = of_run(model)
+    if task is not None or is_tuned(name):
+        evaluate_task(name, data, task, columns, max_length, dtype, device, predictions, as_json)
         return
     for option, value in {**columns, "predictions": predictions}.items():
         if value is not None:
             raise InputError(f"--{option} is for a model that `fastbert finetune` made, or with --task")
-    evaluate_pretrained(model, Path(data), sequences, max_length, dtype, device, as_json)
+    evaluate_pretrained(name, lengths, Path(data), sequences, max_length, dtype, device, as_json)
 
 
 def evaluate_pretrained(
-    model: str,
+    name: str,
+    lengths: list[int],
     data: Path,
     sequences: int,
     max_length: int | None,
@@ -89,16 +93,15 @@ def evaluate_pretrained(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """On a token store."""
+    """On a token store. Args: lengths: of the sequences that the model's run had, its phases' max_length."""
     import torch
 
     from fastbert.data.store import HELD_OUT, Store
     from fastbert.families._base import max_tokens
     from fastbert.training.evaluation import Evaluation, evaluated_length, has_held_out
-    from fastbert.training.models import of_run, to_evaluate
+    from fastbert.training.models import to_evaluate
 
     target = torch_device(device)
-    name, lengths = of_run(model)
     held_out = has_held_out(data)
     store = Store.open(data / HELD_OUT if held_out else data)
     if not held_out:

@@ -16,6 +16,7 @@ from fastbert.commands.options import torch_device
 from fastbert.commands.pretrain import Precision
 from fastbert.errors import InputError, require
 from fastbert.machine import where
+from fastbert.tasks import FILE
 from fastbert.terminal import note, progress
 
 TaskOption = Annotated[str | None, typer.Option(help="Of `fastbert finetune`.", show_default="what it was tuned for")]
@@ -31,22 +32,15 @@ ChoicesOption = Annotated[
 ]
 LabelOption = Annotated[str | None, typer.Option(help="The column with the labels.", show_default="as it was tuned")]
 PredictionsOption = Annotated[Path | None, typer.Option(help="A .jsonl file to write every prediction to.")]
-_TASK_FILE = "fastbert_task.json"
 
 
 def is_tuned(model: str) -> bool:
-    """Whether `fastbert finetune` made it."""
-    return (Path(of_run(model)) / _TASK_FILE).is_file()
-
-
-def of_run(model: str) -> str:
-    """The model of a run's folder; else what is given."""
-    inner = Path(model) / "model"
-    return str(inner) if (inner / _TASK_FILE).is_file() else model
+    """Whether `fastbert finetune` made the model in that folder."""
+    return (Path(model) / FILE).is_file()
 
 
 def evaluate_task(
-    model: str,
+    name: str,
     data: str,
     task: str | None,
     columns: Mapping[str, str | None],
@@ -72,7 +66,6 @@ def evaluate_task(
     from fastbert.training.judging import judged, mixed
     from fastbert.training.results import described, write_predictions
 
-    name = of_run(model)
     target = torch_device(device)
     said: dict[str, Any] = {**columns, "choices": columns_of(columns["choices"])}
     given = Given(dev=data, **said)

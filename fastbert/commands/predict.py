@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from fastbert.commands.evaluate_task import of_run
 from fastbert.commands.judged import JsonLinesOption, Shared, with_shared_options
 from fastbert.commands.streamed import TextsArgument
 from fastbert.errors import InputError
@@ -48,8 +47,9 @@ def predict(
     from fastbert.tasks import registry
     from fastbert.tasks.predicting import predictor
     from fastbert.tasks.task import Given, columns_of
+    from fastbert.training.models import of_run
 
-    model = of_run(model)
+    model, _ = of_run(model)
     given = Given(text=text, pair=pair, choices=columns_of(choices), question=question, passage=passage)
     found = registry.load(model, given)
     if found is not None and "features" in found[1]:

@@ -6,7 +6,7 @@ Dimension key:  I items   B sequences   T tokens   L values of a label
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,4 +159,4 @@ class Tokenizing:
     tokenizer: Any
     max_length: int
     types: bool
-    doc_stride: int = field(default=128)
+    doc_stride: int = 128

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import InputError
-from fastbert.tasks import choice, glue, sequences
+from fastbert.tasks import FILE, choice, glue, sequences
 from fastbert.tasks.squad import task as squad
 from fastbert.tasks.tagging import task as tagging
 from fastbert.tasks.task import Given, Task
 
-FILE = "fastbert_task.json"  # in a tuned model's folder
 TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(glue.TASKS, glue.GlueTask),
     **dict.fromkeys(sequences.PROBLEMS, sequences.SequenceTask),

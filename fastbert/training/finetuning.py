@@ -20,7 +20,7 @@ from fastbert.families._base import max_tokens
 from fastbert.inference.encoding import takes_types
 from fastbert.inference.engine import Engine
 from fastbert.inference.loading import load_model, load_tokenizer, vocabulary_size
-from fastbert.tasks import registry
+from fastbert.tasks import FILE
 from fastbert.tasks.examples import Examples
 from fastbert.tasks.features import Features, Tokenizing
 from fastbert.tasks.scores import Scores
@@ -298,7 +298,7 @@ class Finetuning:
         if best([*done, result], self.task.main) == len(done):
             about = {**self.task.saved(), **self.saved_of_model(), "training": result["training"]}
             about["decided"] = dict(next(iter(scores.values())).decided)
-            write_json(folder / files.MODEL / registry.FILE, about)
+            write_json(folder / files.MODEL / FILE, about)
             write_json(self.output / RESULTS, described(scores, result))
             write_predictions(self.output / PREDICTIONS, self.task, self.dev, scores)
             draft = self.output / checkpoints.DRAFTS / files.MODEL
@@ -324,7 +324,7 @@ class Finetuning:
         if not tests:
             raise InputError(f"{self.task.name}: there is no test data")
         model = self._best()
-        self.task.decided = (read_json(self.output / files.MODEL / registry.FILE) or {}).get("decided", {})
+        self.task.decided = (read_json(self.output / files.MODEL / FILE) or {}).get("decided", {})
         judges = {name: self.task.judge(examples, self.tokenizing, self.config) for name, examples in tests.items()}
         scores = self.judge(model, judges)
         if self._rank:
