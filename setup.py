@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 
 ENCODER = ("encoder", "encoder_avx2", "encoder_avx512", "encoder_avx512_bf16", "encoder_avx512_vnni")
-BINDINGS = ("bindings", "bindings_encoder")
-CORE = ("batches", "corpus", *ENCODER, "masking", "packing", "philox", "sampling")
+BINDINGS = ("bindings", "bindings_attention", "bindings_encoder")
+CORE = ("attention", "batches", "corpus", *ENCODER, "masking", "packing", "philox", "sampling", "torch_threads")
 NOT_BUILT = (
     "fastbert is installed without its C++ extension, for which there has to be a compiler of C++17 (pip install -v"
     " shows what failed). Models run all the same, slower on a CPU; `fastbert pretrain` and int8 need it."

@@ -237,6 +237,7 @@ Raises:
 Raises:
     ValueError: if a size is negative, the threshold is not in [0, 256], or numbers is too short.)doc");
 
+  bind_attention(m);
   bind_encoder(m);
 
   py::class_<fastbert::Masking>(m, "Masking", "How tokens are chosen for prediction, and what becomes of them.")

@@ -18,6 +18,9 @@ using Array = py::array_t<T, py::array::c_style>;
 // Adds the encoder, and what keeps a copy of weights from being stale.
 void bind_encoder(py::module_& m);
 
+// Adds attention for training.
+void bind_attention(py::module_& m);
+
 inline int threads_or_all(int threads) {
   if (threads < 0) throw py::value_error("threads must not be negative");
   return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));

@@ -26,18 +26,13 @@ namespace {
 using Maker = std::unique_ptr<Encoder> (*)(const EncoderSizes&);
 
 #if FASTBERT_X86
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
-}
-
 Maker maker_of(Precision precision) {
   const bool avx512 = has_avx512(), vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
   switch (precision) {
     case Precision::fp32:
       if (avx512) return avx512::make_fp32;
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::make_fp32 : nullptr;
+      return has_avx2() ? avx2::make_fp32 : nullptr;
     case Precision::bf16:
       return bf16 ? avx512_bf16::make_bf16 : nullptr;
     case Precision::int8:

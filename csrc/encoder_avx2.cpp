@@ -11,14 +11,18 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
+#include "attention.h"
 #include "buffer.h"
 #include "encoder.h"
 #include "parallel.h"
+#include "philox.h"
 #include "team.h"
 
 #define FASTBERT_WIDTH 8
@@ -36,9 +40,16 @@ namespace fastbert::avx2 {
 #include "products.h"
 #include "norm.h"
 #include "attention_of_head.h"
+#include "attention_of_training.h"
 #include "encoder_layers.h"
 
 std::unique_ptr<Encoder> make_fp32(const EncoderSizes& sizes) { return std::make_unique<EncoderOf<Float32, Float32>>(sizes); }
+
+void attention(const AttentionCall& call, Heads<float> o, float* lse) { attend(call, o, lse); }
+void attention_backward(const AttentionCall& call, Heads<const float> grad, Heads<const float> o, const float* lse,
+                        Heads<float> dq, Heads<float> dk, Heads<float> dv) {
+  attend_backward(call, grad, o, lse, dq, dk, dv);
+}
 }  // namespace fastbert::avx2
 FASTBERT_TARGET_END
 

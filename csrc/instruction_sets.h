@@ -17,3 +17,15 @@
 #define FASTBERT_TARGET_BEGIN(names) FASTBERT_PRAGMA(GCC push_options) FASTBERT_PRAGMA(GCC target(names))
 #define FASTBERT_TARGET_END FASTBERT_PRAGMA(GCC pop_options)
 #endif
+
+#if FASTBERT_X86
+namespace fastbert {
+
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+inline bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
+}
+
+}  // namespace fastbert
+#endif

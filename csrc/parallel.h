@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -8,36 +9,65 @@
 #include <thread>
 #include <vector>
 
+#include "torch_threads.h"
+
 namespace fastbert {
 
-// Calls work(i) for each i < count on several threads; what the first failure throws is thrown here.
+// work(i) for each i < count, whoever comes first; what the first failure throws is thrown by `rethrow`.
 template <typename Work>
-void parallel_for(std::int64_t count, int threads, const Work& work) {
-  std::atomic<std::int64_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failure_mutex;
-  const auto run = [&] {
-    for (std::int64_t i = next++; i < count; i = next++) {
+class Tasks {
+ public:
+  Tasks(std::int64_t count, const Work& work) : count_(count), work_(work) {}
+
+  void run() {
+    for (std::int64_t i = next_++; i < count_; i = next_++) {
       try {
-        work(i);
+        work_(i);
       } catch (...) {
-        const std::lock_guard<std::mutex> lock(failure_mutex);
-        if (!failure) failure = std::current_exception();
-        next = count;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+        next_ = count_;
       }
     }
-  };
+  }
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  const std::int64_t count_;
+  const Work& work_;
+  std::atomic<std::int64_t> next_{0};
+  std::exception_ptr failure_;
+  std::mutex mutex_;
+};
+
+// Calls work(i) for each i < count on several threads of its own; what the first failure throws is thrown here.
+template <typename Work>
+void parallel_for(std::int64_t count, int threads, const Work& work) {
+  Tasks<Work> tasks(count, work);
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads && thread < count; ++thread) {
     try {
-      others.emplace_back(run);
+      others.emplace_back([&tasks] { tasks.run(); });
     } catch (const std::system_error&) {  // no more threads to be had: those there are do all of it
       break;
     }
   }
-  run();
+  tasks.run();
   for (auto& other : others) other.join();
-  if (failure) std::rethrow_exception(failure);
+  tasks.rethrow();
+}
+
+// The same on threads of PyTorch's, where they can be had.
+template <typename Work>
+void torch_parallel_for(std::int64_t count, int threads, const Work& work) {
+  if (threads < 2 || count < 2) return parallel_for(count, 1, work);
+  Tasks<Work> tasks(count, work);
+  const auto run = [](void* all) { static_cast<Tasks<Work>*>(all)->run(); };
+  if (!run_on_torch_threads(static_cast<int>(std::min<std::int64_t>(threads, count)), run, &tasks))
+    return parallel_for(count, threads, work);
+  tasks.rethrow();
 }
 
 // Calls work(rank) on as many threads at the same time, which may wait for each other. Returns false, and has called

@@ -58,27 +58,30 @@ void order_scores(const std::uint8_t* kept, std::uint8_t* ordered, int groups) {
 
 }  // namespace
 
-void keep_mask(std::uint8_t* mask, std::int64_t heads, std::int64_t first_row, std::int64_t rows, std::int64_t cols,
-               std::uint32_t threshold, std::uint64_t seed, std::uint32_t stream, bool scores,
-               const std::int64_t* numbers) {
+void keep_row(std::uint8_t* mask, std::int64_t head, std::int64_t number, std::int64_t cols, std::uint32_t threshold,
+              std::uint64_t seed, std::uint32_t stream, bool scores) {
   if (threshold > 255) {
-    std::fill_n(mask, heads * rows * cols, std::uint8_t{0});
+    std::fill_n(mask, cols, std::uint8_t{0});
     return;
   }
   static_assert(kBlocks % 4 == 0);  // 64 columns never lie in two batches
   std::uint8_t kept[16 * kBlocks], ordered[16 * kBlocks];
+  for (std::int64_t start = 0; start < cols; start += 16 * kBlocks) {
+    const std::int64_t count = std::min<std::int64_t>(cols - start, 16 * kBlocks);
+    const int blocks = scores ? static_cast<int>((count + 63) / 64 * 4) : static_cast<int>((count + 15) / 16);
+    keep_blocks(kept, blocks, static_cast<std::uint32_t>(start / 16), static_cast<std::uint32_t>(number),
+                static_cast<std::uint32_t>(head), stream, seed, static_cast<std::uint8_t>(threshold));
+    if (scores) order_scores(kept, ordered, blocks / 4);
+    std::copy_n(scores ? ordered : kept, count, mask + start);
+  }
+}
+
+void keep_mask(std::uint8_t* mask, std::int64_t heads, std::int64_t first_row, std::int64_t rows, std::int64_t cols,
+               std::uint32_t threshold, std::uint64_t seed, std::uint32_t stream, bool scores,
+               const std::int64_t* numbers) {
   for (std::int64_t head = 0; head < heads; ++head) {
-    for (std::int64_t row = first_row; row < first_row + rows; ++row, mask += cols) {
-      const auto number = static_cast<std::uint32_t>(numbers == nullptr ? row : numbers[row]);
-      for (std::int64_t start = 0; start < cols; start += 16 * kBlocks) {
-        const std::int64_t count = std::min<std::int64_t>(cols - start, 16 * kBlocks);
-        const int blocks = scores ? static_cast<int>((count + 63) / 64 * 4) : static_cast<int>((count + 15) / 16);
-        keep_blocks(kept, blocks, static_cast<std::uint32_t>(start / 16), number, static_cast<std::uint32_t>(head), stream,
-                    seed, static_cast<std::uint8_t>(threshold));
-        if (scores) order_scores(kept, ordered, blocks / 4);
-        std::copy_n(scores ? ordered : kept, count, mask + start);
-      }
-    }
+    for (std::int64_t row = first_row; row < first_row + rows; ++row, mask += cols)
+      keep_row(mask, head, numbers == nullptr ? row : numbers[row], cols, threshold, seed, stream, scores);
   }
 }
 

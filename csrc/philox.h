@@ -14,4 +14,8 @@ void keep_mask(std::uint8_t* mask, std::int64_t heads, std::int64_t first_row, s
                std::uint32_t threshold, std::uint64_t seed, std::uint32_t stream, bool scores,
                const std::int64_t* numbers = nullptr);
 
+// The same for one row, `number`, of one head.
+void keep_row(std::uint8_t* mask, std::int64_t head, std::int64_t number, std::int64_t cols, std::uint32_t threshold,
+              std::uint64_t seed, std::uint32_t stream, bool scores);
+
 }  // namespace fastbert

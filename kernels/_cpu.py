@@ -1,11 +1,7 @@
 """The operators' CPU sides: PyTorch's fused kernels where there are any.
 
-Attention runs PyTorch's flash kernel once for each run of sequences of one length, so a batch without padding is a
-single call on views; with dropout it computes one sequence after the other, as PyTorch does.
-Dropout is `reference.keep_mask`, from C++ where the extension is built.
+Attention is in `_attention_cpu`. Dropout is `reference.keep_mask`, from C++ where the extension is built.
 """
-
-from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -231,117 +227,6 @@ def _table_gradient(dh: Tensor, ids: Tensor, table: Tensor, padding_idx: int) ->
     if padding_idx >= 0:
         gradient[padding_idx] = 0
     return gradient
-
-
-def _runs(cu_seqlens: Tensor) -> list[tuple[int, int, int]]:
-    """Neighbouring sequences of one length, as (first token, sequences, their length); empty ones are left out."""
-    lengths = [end - start for start, end in pairwise(cu_seqlens.tolist())]
-    runs, start = [], 0
-    for length, group in groupby(lengths):
-        count = len(list(group))
-        if length > 0:
-            runs.append((start, count, length))
-        start += count * length
-    return runs
-
-
-def _separate(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's flash kernel takes the last stride for 1, without looking."""
-    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in reference.separate(q, k, v))
-    return q, k, v
-
-
-def _as_batch(t: Tensor, start: int, count: int, length: int) -> Tensor:
-    """(count, H, length, D): a view of some of the packed tokens."""
-    return t[start : start + count * length].view(count, length, *t.shape[1:]).transpose(1, 2)
-
-
-def _as_packed(parts: list[Tensor], like: Tensor) -> Tensor:
-    """(T, H, D) again, from the (count, H, length, D) of every run."""
-    packed = [part.transpose(1, 2).flatten(0, 1) for part in parts]
-    if len(packed) == 1:
-        return packed[0].contiguous()
-    return torch.cat(packed) if packed else like.new_empty(like.shape)
-
-
-def attention(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    scale: float,
-    causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-) -> tuple[Tensor, Tensor]:
-    q, k, v = _separate(q, k, v)
-    outputs: list[Tensor] = []
-    lses = [q.new_empty((q.shape[1], 0), dtype=reference.accumulator(q))]
-    for start, count, length in _runs(cu_seqlens):
-        if dropout_p == 0:
-            run = (_as_batch(t, start, count, length) for t in (q, k, v))
-            o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*run, 0.0, causal, scale=scale)
-            outputs.append(o)
-            lses.append(lse.transpose(0, 1).flatten(1))
-            continue
-        for first in range(start, start + count * length, length):
-            qs, ks, vs = (_as_batch(t, first, 1, length)[0].to(lses[0].dtype) for t in (q, k, v))
-            s = _scores(qs, ks, scale, causal)
-            lses.append(s.logsumexp(-1))
-            p = dropout_(s.softmax(-1), first, dropout_p, seed, stream)
-            outputs.append((p @ vs).to(q.dtype)[None])
-    return _as_packed(outputs, q), torch.cat(lses, dim=1)
-
-
-def attention_backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    scale: float,
-    causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    packed = k is None
-    q, k, v = _separate(q, k, v)
-    gradients: list[tuple[Tensor, ...]] = []
-    for start, count, length in _runs(cu_seqlens):
-        if dropout_p == 0:
-            run = (_as_batch(t, start, count, length) for t in (do, q, k, v, o))
-            lse_run = lse[:, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
-            gradients.append(
-                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    *run, lse_run.contiguous(), 0.0, causal, scale=scale
-                )
-            )
-            continue
-        for first in range(start, start + count * length, length):
-            dos, qs, ks, vs, os_ = (_as_batch(t, first, 1, length)[0].to(lse.dtype) for t in (do, q, k, v, o))
-            p = _scores(qs, ks, scale, causal).sub_(lse[:, first : first + length, None]).exp_()
-            ds = dropout_(dos @ vs.mT, first, dropout_p, seed, stream)
-            ds.sub_((dos * os_).sum(-1, keepdim=True)).mul_(p).mul_(scale)
-            dq, dk = ds @ ks, ds.mT @ qs
-            dv = dropout_(p, first, dropout_p, seed, stream).mT @ dos
-            gradients.append(tuple(t.to(q.dtype)[None] for t in (dq, dk, dv)))
-    dq, dk, dv = (_as_packed([g[i] for g in gradients], t) for i, t in enumerate((q, k, v)))
-    if packed:
-        return torch.stack((dq, dk, dv), dim=1), q.new_empty(0), q.new_empty(0)
-    return dq, dk, dv
-
-
-def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
-    s = (q @ k.mT).mul_(scale)
-    if causal:
-        s.masked_fill_(torch.ones(s.shape[-2:], dtype=torch.bool).triu_(1), float("-inf"))
-    return s
 
 
 def gelu_backward(dy: Tensor, pre: Tensor, approximate: str, keep_y: bool) -> tuple[Tensor, Tensor, Tensor]:

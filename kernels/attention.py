@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastbert import _library, reference
-from fastbert.kernels import _attention_bwd, _attention_tiles, _cpu, _launch
+from fastbert.kernels import _attention_bwd, _attention_cpu, _attention_tiles, _launch
 from fastbert.kernels._device import LN_2, LOG2_E, dot, dot_add, keep_scores
 from fastbert.kernels._packed import grid_of, head_rows, poison, tile_of
 from fastbert.kernels._triton import tl, triton
@@ -198,7 +198,7 @@ attention_bwd = _library.define(
     " SymInt max_seqlen, float scale, bool causal, float dropout_p, Tensor? seed, int stream)"
     " -> (Tensor dq, Tensor dk, Tensor dv)",
     cuda=_launch_bwd,
-    cpu=_cpu.attention_backward,
+    cpu=_attention_cpu.attention_backward,
     fake=lambda do, q, k, v, *_: reference.attention_gradients(q, k, v),
     flops=_flops_bwd,
 )
@@ -223,7 +223,7 @@ attention_fwd = _library.define(
     "attention_fwd(Tensor q, Tensor? k, Tensor? v, Tensor cu_seqlens, SymInt max_seqlen, float scale, bool causal,"
     " float dropout_p, Tensor? seed, int stream) -> (Tensor o, Tensor lse)",
     cuda=_launch_fwd,
-    cpu=_cpu.attention,
+    cpu=_attention_cpu.attention,
     fake=_outputs,
     setup_context=_save,
     backward=_backward,

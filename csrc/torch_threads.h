@@ -1,0 +1,10 @@
+#pragma once
+
+namespace fastbert {
+
+// Calls work(data) on `threads` threads at once, or on fewer, of the OpenMP that PyTorch has loaded. What PyTorch computes
+// leaves these spinning for a while, on the cores that threads of our own would need. Returns false, and has called
+// nothing, where PyTorch has another OpenMP than GNU's, or in a forked process, where GNU's hangs.
+bool run_on_torch_threads(int threads, void (*work)(void*), void* data);
+
+}  // namespace fastbert
