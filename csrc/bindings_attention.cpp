@@ -17,6 +17,7 @@ Heads<T> heads_of(py::array_t<float>& array, const fastbert::AttentionCall& call
   if (array.ndim() != 3 || array.shape(0) != call.tokens || array.shape(1) != call.heads ||
       array.shape(2) != call.head_dim)
     throw py::value_error("tensors must be (tokens, heads, head_dim), all the same");
+  if (array.size() == 0) return {nullptr, 0, 0};
   if (array.strides(0) % unit != 0 || array.strides(1) % unit != 0 || (array.shape(2) > 1 && array.strides(2) != unit))
     throw py::value_error("a head's features must lie side by side");
   T* data = is_output ? array.mutable_data() : const_cast<float*>(array.data());

@@ -27,7 +27,7 @@ class EncoderOf final : public Encoder {
       for (const Share& share : shares) run_together(call, begin, order, share);
       return;
     }
-    parallel_for(count, call.threads, [&](std::int64_t i) {
+    torch_parallel_for(count, call.threads, [&](std::int64_t i) {
       Team alone(1);
       const Borrowed space(*this);
       run_share(call, begin, order, shares[static_cast<std::size_t>(i)], *space, Member{alone, 0});
@@ -125,7 +125,7 @@ class EncoderOf final : public Encoder {
       longest = std::max<std::int64_t>(longest, call.cu_seqlens[s + 1] - call.cu_seqlens[s]);
     for (AttentionSpace& own : (*space).attention) Attention<A>(sizes_.head_dim, sizes_.scale, own).reserve(longest);
     Team team(call.threads), alone(1);
-    if (!all_at_once(call.threads, [&](int rank) { run_share(call, begin, order, share, *space, Member{team, rank}); }))
+    if (!all_torch_threads_at_once(call.threads, [&](int rank) { run_share(call, begin, order, share, *space, Member{team, rank}); }))
       run_share(call, begin, order, share, *space, Member{alone, 0});
   }
 

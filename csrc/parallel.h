@@ -64,7 +64,7 @@ template <typename Work>
 void torch_parallel_for(std::int64_t count, int threads, const Work& work) {
   if (threads < 2 || count < 2) return parallel_for(count, 1, work);
   Tasks<Work> tasks(count, work);
-  const auto run = [](void* all) { static_cast<Tasks<Work>*>(all)->run(); };
+  const auto run = [](void* all, int, int) { static_cast<Tasks<Work>*>(all)->run(); };
   if (!run_on_torch_threads(static_cast<int>(std::min<std::int64_t>(threads, count)), run, &tasks))
     return parallel_for(count, threads, work);
   tasks.rethrow();
@@ -91,6 +91,24 @@ bool all_at_once(int threads, const Work& work) {
   run(0);
   for (auto& other : others) other.join();
   return state.load(std::memory_order_relaxed) == kGo;
+}
+
+// The same on threads of PyTorch's, where as many can be had.
+template <typename Work>
+bool all_torch_threads_at_once(int threads, const Work& work) {
+  struct All {
+    const Work& work;
+    int threads;
+    bool came;
+  } all{work, threads, false};
+  const auto run = [](void* data, int rank, int size) {
+    All& of = *static_cast<All*>(data);
+    if (size != of.threads) return;
+    if (rank == 0) of.came = true;
+    of.work(rank);
+  };
+  if (run_on_torch_threads(threads, run, &all) && all.came) return true;
+  return all_at_once(threads, work);
 }
 
 }  // namespace fastbert

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "batches.h"
 #include "corpus.h"
 #include "encoder.h"
@@ -215,6 +216,31 @@ void test_encoder(bool norm_first) {
   }
 }
 
+void test_attention(std::int64_t head_dim, bool causal, std::uint32_t threshold) {
+  if (!fastbert::can_attend()) return;
+  const std::vector<std::int32_t> cu_seqlens{0, 1, 1, 38, 238, 240, 305};
+  const std::int64_t tokens = cu_seqlens.back(), heads = 3, step = heads * head_dim;
+  const std::vector<float> qkv = random_floats(tokens * 3 * step, 1), grad = random_floats(tokens * step, 2);
+  const auto part = [&](std::int64_t i) { return fastbert::Heads<const float>{qkv.data() + i * step, 3 * step, head_dim}; };
+  const auto run = [&](int threads) {
+    const auto room = [](std::int64_t size) { return std::vector<float>(static_cast<std::size_t>(size), -7.0f); };
+    std::vector<float> o = room(tokens * step), lse = room(tokens * heads), gradient = room(tokens * 3 * step);
+    const fastbert::AttentionCall call{part(0),           part(1), part(2), heads,     head_dim, tokens, 6,
+                                       cu_seqlens.data(), 0.3f,    causal,  threshold, 1.1f,     5,      7,
+                                       threads};
+    const fastbert::Heads<float> out{o.data(), step, head_dim};
+    fastbert::attention(call, out, lse.data());
+    const auto of = [&](std::int64_t i) { return fastbert::Heads<float>{gradient.data() + i * step, 3 * step, head_dim}; };
+    fastbert::attention_backward(call, {grad.data(), step, head_dim}, {o.data(), step, head_dim}, lse.data(), of(0), of(1),
+                                 of(2));
+    for (const std::vector<float>* some : {&o, &lse, &gradient})
+      for (const float x : *some) check(std::isfinite(x) && x != -7.0f, "every element is written");
+    o.insert(o.end(), gradient.begin(), gradient.end());
+    return o;
+  };
+  check(run(3) == run(1), "the same on several threads");
+}
+
 void test_embeddings() {
   const std::int64_t N = 40, tokens = 50, rows = 30, step = N + 3;
   const std::vector<std::int32_t> cu_seqlens{0, 1, 1, 50};
@@ -265,6 +291,11 @@ int main() {
   test_sampling();
   test_encoder(false);
   test_encoder(true);
+  for (const std::int64_t head_dim : {7, 32})
+    for (const std::uint32_t threshold : {0u, 26u}) {
+      test_attention(head_dim, false, threshold);
+      test_attention(head_dim, true, threshold);
+    }
   test_embeddings();
-  std::puts("7 passed, 0 failed");
+  std::puts("all passed");
 }

@@ -10,27 +10,52 @@ namespace fastbert {
 #if defined(__linux__)
 namespace {
 
-// GOMP_parallel(work, data, threads, flags): what GCC makes of `#pragma omp parallel num_threads(threads)`.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+struct OpenMp {
+  // GOMP_parallel(work, data, threads, flags): what GCC makes of `#pragma omp parallel num_threads(threads)`.
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+  int (*rank)() = nullptr;
+  int (*size)() = nullptr;
+};
 
 bool is_forked = false;
 
-Parallel find() {
-  pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
-  void* library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
-  return library == nullptr ? nullptr : reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
+template <typename Function>
+void find(void* library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
 }
+
+OpenMp loaded() {
+  pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+  OpenMp found;
+  void* library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return found;
+  find(library, "GOMP_parallel", found.parallel);
+  find(library, "omp_get_thread_num", found.rank);
+  find(library, "omp_get_num_threads", found.size);
+  return found;
+}
+
+struct Call {
+  const OpenMp& open_mp;
+  void (*work)(void*, int, int);
+  void* data;
+};
 
 }  // namespace
 
-bool run_on_torch_threads(int threads, void (*work)(void*), void* data) {
-  static const Parallel parallel = find();
-  if (parallel == nullptr || is_forked) return false;
-  parallel(work, data, static_cast<unsigned>(threads), 0);
+bool run_on_torch_threads(int threads, void (*work)(void*, int, int), void* data) {
+  static const OpenMp open_mp = loaded();
+  if (open_mp.parallel == nullptr || open_mp.rank == nullptr || open_mp.size == nullptr || is_forked) return false;
+  Call call{open_mp, work, data};
+  const auto run = [](void* from) {
+    const Call& it = *static_cast<Call*>(from);
+    it.work(it.data, it.open_mp.rank(), it.open_mp.size());
+  };
+  open_mp.parallel(run, &call, static_cast<unsigned>(threads), 0);
   return true;
 }
 #else
-bool run_on_torch_threads(int, void (*)(void*), void*) { return false; }
+bool run_on_torch_threads(int, void (*)(void*, int, int), void*) { return false; }
 #endif
 
 }  // namespace fastbert

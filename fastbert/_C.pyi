@@ -24,6 +24,40 @@ def keep_mask(
 ) -> npt.NDArray[np.bool_]:
     """The dropout mask that `fastbert.reference.keep_mask` specifies, True where kept."""
 
+def can_attend() -> bool:
+    """Whether this CPU has the instructions for attention."""
+
+class AttentionCall:
+    """What attention and its backward are both called with."""
+
+    def __init__(
+        self,
+        q: npt.NDArray[np.float32],
+        k: npt.NDArray[np.float32],
+        v: npt.NDArray[np.float32],
+        cu_seqlens: npt.NDArray[np.int32],
+        scale: float,
+        causal: bool,
+        threshold: int,
+        keep_scale: float,
+        seed: int,
+        stream: int,
+        threads: int,
+    ) -> None: ...
+    def forward(self, o: npt.NDArray[np.float32], lse: npt.NDArray[np.float32]) -> None:
+        """Writes `fastbert.reference.attention`'s output, (T, H, D), and lse, (H, T)."""
+
+    def backward(
+        self,
+        grad: npt.NDArray[np.float32],
+        o: npt.NDArray[np.float32],
+        lse: npt.NDArray[np.float32],
+        dq: npt.NDArray[np.float32],
+        dk: npt.NDArray[np.float32],
+        dv: npt.NDArray[np.float32],
+    ) -> None:
+        """Writes the gradients of q, k and v, (T, H, D), from that of o."""
+
 def can_encode(precision: str) -> bool:
     """Whether this CPU has the instructions for an Encoder of that precision: fp32, bf16 or int8."""
 

@@ -2,8 +2,7 @@
 
 What `fastbert.encoder` does, without a call for each module and operator: csrc/encoder.h. The layers' weights are
 copied, so a model that has run so holds them twice; a copy is made anew when one of them is another, and dropped in
-training. Embedding tables are read where they lie. Their sum is a part of the call: after an operator of PyTorch's, the
-threads of its pool spin for a while, on the cores that the layers' threads need.
+training. Embedding tables are read where they lie, and their sum is a part of the call.
 
 Dimension key:  B sequences   T packed tokens   N features
 """

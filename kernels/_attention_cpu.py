@@ -146,11 +146,13 @@ def _call(
     )
 
 
-def _in_cpp(q: Tensor, dropout_p: float) -> bool:
-    """16 bits without dropout are PyTorch's: it multiplies them as they are."""
-    if _C is None or not _C.can_attend():
-        return False
-    return q.dtype == torch.float32 or (dropout_p > 0 and reference.accumulator(q) == torch.float32)
+def _in_cpp(q: Tensor) -> bool:
+    """16 bits too: in float32 they are faster than PyTorch's flash kernel is with 16."""
+    return _C is not None and reference.accumulator(q) == torch.float32 and _C.can_attend()
+
+
+def _wide(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return q.to(torch.float32), k if k is None else k.to(torch.float32), v if v is None else v.to(torch.float32)
 
 
 def attention(
@@ -166,13 +168,13 @@ def attention(
     stream: int,
 ) -> tuple[Tensor, Tensor]:
     rest = cu_seqlens, scale, causal, dropout_p, seed, stream
-    separate = _separate(q, k, v)
-    if not _in_cpp(q, dropout_p):
-        return _by_torch(*separate, *rest)
-    (T, H, D), wide = separate[0].shape, torch.float32
-    o, lse = q.new_empty(T, H, D, dtype=wide), q.new_empty(H, T, dtype=wide)
-    _call(*(t.to(wide) for t in separate), *rest).forward(o.numpy(), lse.numpy())
-    return o.to(q.dtype), lse
+    if not _in_cpp(q):
+        return _by_torch(*_separate(q, k, v), *rest)
+    dtype = q.dtype
+    q, k, v = _separate(*_wide(q, k, v))
+    o, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[1], q.shape[0])
+    _call(q, k, v, *rest).forward(o.numpy(), lse.numpy())
+    return o.to(dtype), lse
 
 
 def attention_backward(
@@ -191,18 +193,13 @@ def attention_backward(
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rest = cu_seqlens, scale, causal, dropout_p, seed, stream
-    separate = _separate(q, k, v)
-    if _in_cpp(q, dropout_p):
-        (T, H, D), wide = separate[0].shape, torch.float32
-        gradient = q.new_empty(T, 3, H, D, dtype=wide)
-        dq, dk, dv = gradient.unbind(1)
-        call = _call(*(t.to(wide) for t in separate), *rest)
-        call.backward(*(t.to(wide).numpy() for t in (do, o)), lse.numpy(), dq.numpy(), dk.numpy(), dv.numpy())
-        if k is None:
-            return gradient.to(q.dtype), q.new_empty(0), q.new_empty(0)
-    else:
-        dq, dk, dv = _backward_by_torch(do, *separate, o, lse, *rest)
-        if k is None:
-            return torch.stack((dq, dk, dv), dim=1), q.new_empty(0), q.new_empty(0)
-    dq, dk, dv = (t.to(q.dtype, memory_format=torch.contiguous_format) for t in (dq, dk, dv))
+    if not _in_cpp(q):
+        dq, dk, dv = _backward_by_torch(do, *_separate(q, k, v), o, lse, *rest)
+        return (dq, dk, dv) if k is not None else (torch.stack((dq, dk, dv), dim=1), q.new_empty(0), q.new_empty(0))
+    q, k, v = _wide(q, k, v)
+    gradients = reference.attention_gradients(q, k, v)
+    written = gradients if k is not None else gradients[0].unbind(1)
+    call = _call(*_separate(q, k, v), *rest)
+    call.backward(*(t.to(q.dtype).numpy() for t in (do, o)), lse.numpy(), *(t.numpy() for t in written))
+    dq, dk, dv = (t.to(do.dtype) for t in gradients)
     return dq, dk, dv
