@@ -1,5 +1,7 @@
 """python -m bench beside | compare | report | gpu | tune | gelu | serve"""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +73,8 @@ def beside(
     seed: int = 1,
     train_part: int | None = None,
     dev_part: int | None = None,
+    dev_share: float = 0.1,
+    features: str | None = None,
     what: Annotated[str, typer.Option(help="the data, in words")] = "",
     results: Annotated[Path, typer.Option(help="a .jsonl that gets a line")] = Path(".out/finetuning-runs.jsonl"),
 ) -> None:
@@ -78,11 +82,12 @@ def beside(
     from bench.beside import main
     from fastbert.demo import find_model
     from fastbert.tasks import registry
+    from fastbert.tasks.tagging.frozen import RECIPE as FROZEN
     from fastbert.tasks.task import Given
     from fastbert.training.tuning import Tuning
 
     given = Given(train=data, dev=dev)
-    recipe = registry.make(task, given).recipe
+    recipe = registry.make(task, given).recipe if features is None else FROZEN
     tuning = Tuning(
         str(model or find_model()),
         epochs=epochs or recipe.epochs,
@@ -92,11 +97,8 @@ def beside(
         log_every=100,
     )
     results.parent.mkdir(parents=True, exist_ok=True)
-    options = {"--epochs": epochs, "--train-part": train_part, "--dev-part": dev_part, "--batch-size": batch_size}
-    said = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-    command = f"python -m bench beside {task} {data}{f' --dev {dev}' if dev else ''} {said}"
-    command += f" --learning-rate {learning_rate:g} --results bench/results/finetuning-runs.jsonl"
-    main(task, given, tuning, results, (train_part, dev_part), what, " ".join(command.split()))
+    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    main(task, given, tuning, results, (train_part, dev_part), dev_share, features, what, command)
 
 
 @app.command()

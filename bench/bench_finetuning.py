@@ -179,26 +179,30 @@ class Setting:
 
 
 def rows_of(features: Features) -> list[dict[str, Any]]:
-    """As transformers' own datasets have them: a dict of lists a sequence."""
-    tokens, rows = features.tokens, []
-    for i, (start, length) in enumerate(zip(tokens.starts, tokens.lengths, strict=True)):
-        own = slice(int(start), int(start + length))
-        row = {"input_ids": tokens.ids[own].tolist(), "attention_mask": [1] * int(length)}
+    """As transformers' own datasets have them: a dict an item, lists of its sequences in it."""
+    tokens, group, rows = features.tokens, features.group, []
+    own = [slice(int(start), int(start + length)) for start, length in zip(tokens.starts, tokens.lengths, strict=True)]
+    for i in range(len(features)):
+        sequences = own[i * group : (i + 1) * group]
+        row: dict[str, Any] = {"input_ids": [tokens.ids[it].tolist() for it in sequences]}
+        row["attention_mask"] = [[1] * len(ids) for ids in row["input_ids"]]
         if tokens.types is not None:
-            row["token_type_ids"] = tokens.types[own].tolist()
-        rows.append({**row, **{name: values[i].item() for name, values in features.labels.items()}})
+            row["token_type_ids"] = [tokens.types[it].tolist() for it in sequences]
+        for name, values in features.labels.items():
+            row[name] = [values[it].tolist() for it in sequences] if features.per_token else values[i].tolist()
+        rows.append(row)
     return rows
 
 
 def padded(rows: list[dict[str, Any]], to: int | None = None) -> dict[str, Tensor]:
-    """A batch, padded to the longest row, or to a length."""
-    longest = to or max(len(row["input_ids"]) for row in rows)
-    return {
-        name: torch.tensor(
-            [
-                row[name] + [_PADDING[name]] * (longest - len(row[name])) if name in _PADDING else row[name]
-                for row in rows
-            ]
-        )
-        for name in rows[0]
-    }
+    """A batch, padded to the longest sequence, or to a length: (B, S), or (B, C, S) of items with C sequences."""
+    longest = to or max(len(ids) for row in rows for ids in row["input_ids"])
+    batch = {}
+    for name, first in rows[0].items():
+        if isinstance(first, list) and isinstance(first[0], list):
+            filling = _PADDING.get(name, -100)  # of labels of tokens
+            values = [[it + [filling] * (longest - len(it)) for it in row[name]] for row in rows]
+            batch[name] = torch.tensor(values).squeeze(1)
+        else:
+            batch[name] = torch.tensor([row[name] for row in rows])
+    return batch

@@ -25,6 +25,7 @@ from fastbert.tasks.features import Features
 from fastbert.tasks.task import Given, Task
 from fastbert.training.batches import ShuffledBatches
 from fastbert.training.finetuning import Finetuning
+from fastbert.training.frozen import FrozenRun
 from fastbert.training.results import figures_of
 from fastbert.training.tuning import Tuning, begin
 
@@ -37,6 +38,8 @@ def main(
     tuning: Tuning,
     results: Path,
     parts: tuple[int | None, int | None],
+    dev_share: float,
+    layers: str | None,
     data: str,
     command: str,
 ) -> None:
@@ -44,24 +47,34 @@ def main(
 
     Args:
         parts: so many examples of the training and of the dev data, or all.
+        dev_share: of the training examples that is set aside, where there are no dev data.
+        layers: the features that a BiLSTM is trained on, which transformers has no training of; None to tune the model.
         data, command: what is to be said of the data, and what was typed.
     """
     made = _some(registry.make(task, given), parts)
     with TemporaryDirectory() as folder:
-        run = Finetuning(made, tuning, Path(folder) / "run")
+        output = Path(folder) / "run"
+        run = (
+            Finetuning(made, tuning, output, dev_share=dev_share)
+            if layers is None
+            else FrozenRun(made, tuning, output, layers, dev_share=dev_share)
+        )
         features = made.features(run.train, run.tokenizing, run.config)
+        theirs, seconds = None, None
         judges = {name: made.judge(examples, run.tokenizing, run.config) for name, examples in run.dev.items()}
         run()
-        ours = json.loads((Path(folder) / "run" / "results.json").read_text())
-        model, _ = begin(made, run.tuning, run.config, tuning.seeds[0])
-        fastbert.unpatch(model)
-        start = time.perf_counter()
-        _Stock.train_on(model, features, run.tuning, Path(folder))
-        seconds = time.perf_counter() - start
-        theirs = figures_of(run.judge(fastbert.patch(model.eval()), judges))
+        ours = json.loads((output / "results.json").read_text())
+        if layers is None:
+            model, _ = begin(made, run.tuning, run.config, tuning.seeds[0])
+            fastbert.unpatch(model)
+            start = time.perf_counter()
+            _Stock.train_on(model, features, run.tuning, Path(folder))
+            seconds = time.perf_counter() - start
+            theirs = figures_of(run.judge(fastbert.patch(model.eval()), judges))
     here = Run.here("cuda" if torch.cuda.is_available() else "cpu", [])
     found = {
         "task": made.name,
+        "features": layers,
         "data": data,
         "main": made.main,
         "train": len(run.train),
@@ -73,7 +86,7 @@ def main(
         "model": Path(tuning.model).parent.name if Path(tuning.model).exists() else tuning.model,
         "figures": {OURS: ours["metrics"], STOCK: theirs},
         "intervals": ours["splits"][next(iter(run.dev))]["intervals"],
-        "seconds": {OURS: ours["training_seconds"], STOCK: seconds},
+        "seconds": {OURS: ours["training_seconds" if layers is None else "seconds"], STOCK: seconds},
         "machine": here.machine,
         "versions": here.versions,
         "command": command,

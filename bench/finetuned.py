@@ -28,18 +28,18 @@ def runs_section(path: Path) -> str:
     for it in records:
         main = it["main"]
         low, high = it["intervals"][main]
-        ours, theirs = (it["figures"][name][main] for name in ("fastbert", "transformers"))
-        seconds = it["seconds"]
+        ours, theirs = (it["figures"][name] for name in ("fastbert", "transformers"))
+        mine, stock = (it["seconds"][name] for name in ("fastbert", "transformers"))
+        what = f"{it['task']}, {it['features']} frozen" if it["features"] else it["task"]
         judged = ", ".join(f"{count:,}" for count in it["dev"].values())
         lines.append(
             [
-                f"{it['task']}: {it['data']}",
+                f"{what}: {it['data']}",
                 f"{it['train']:,}, {it['epochs']:g} x, {it['batch_size']} a step, {it['learning_rate']:g}; {judged}",
                 main.replace("_", " "),
-                f"{100 * ours:.1f} ({100 * low:.1f} to {100 * high:.1f})",
-                f"{100 * theirs:.1f}",
-                f"{duration(seconds['fastbert'])}, {duration(seconds['transformers'])}:"
-                f" {seconds['transformers'] / seconds['fastbert']:.2f} x",
+                f"{100 * ours[main]:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+                "" if theirs is None else f"{100 * theirs[main]:.1f}",
+                duration(mine) if stock is None else f"{duration(mine)}, {duration(stock)}: {stock / mine:.2f} x",
                 PUBLISHED.get(it["task"], ""),
             ]
         )

@@ -1,8 +1,8 @@
 """Attention's CPU side.
 
-In C++ (csrc/attention_of_training.h) where the extension is built and the CPU has AVX2: a task a head of a sequence, for
-any mix of lengths, with dropout or without. Elsewhere by PyTorch: its flash kernel once for each run of sequences of one
-length, so a batch without padding is a single call on views; with dropout one sequence after the other.
+In C++ (csrc/attention_of_training.h) where the extension is built and the CPU has AVX2: a task a head of a sequence,
+for any mix of lengths, with dropout or without. Elsewhere by PyTorch: its flash kernel once for each run of sequences
+of one length, so a batch without padding is a single call on views; with dropout one sequence after the other.
 """
 
 from itertools import groupby, pairwise
@@ -118,8 +118,6 @@ def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     if causal:
         s.masked_fill_(torch.ones(s.shape[-2:], dtype=torch.bool).triu_(1), float("-inf"))
     return s
-
-
 
 
 def _call(

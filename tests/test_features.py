@@ -199,6 +199,12 @@ class TestHeldOut:
         train, dev = held_out(examples_of(rows), 0.25)  # type: ignore[arg-type]
         assert (len(train), len(dev)) == (15, 5)
 
+    def test_questions_on_a_passage_stay_together(self) -> None:
+        rows = [((f"question {i}", f"passage {i // 3}"), i) for i in range(60)]
+        train, dev = held_out(examples_of(rows), 0.1, lambda item: item[1])  # type: ignore[arg-type]
+        assert {passage for _, passage in train.inputs}.isdisjoint(passage for _, passage in dev.inputs)
+        assert (len(train), len(dev)) == (54, 6)
+
     def test_what_was_left_out_is_still_told(self) -> None:
         examples = examples_of([(f"text {i}", "a") for i in range(20)])
         examples.problems.add("no label (left out)", "line 5")

@@ -135,6 +135,10 @@ class Task(abc.ABC):
             InputError: if they cannot be read, or a column is missing.
         """
 
+    def unit(self, item: Any) -> Any:
+        """What of an example's input is never in the training data and in what is set aside of it."""
+        return item
+
     def texts(self, record: Mapping[str, Any], place: str, problems: Problems) -> tuple[Any, ...]:
         """What an engine takes of a record: the texts at `columns`. What is no text is empty, and a problem."""
         return tuple(as_text(record, key, place, problems) for key in self.columns.values())

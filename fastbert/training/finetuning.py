@@ -81,7 +81,7 @@ class Finetuning:
         self.dev = task.read(DEV)
         self._notes = [words for examples in (train, *self.dev.values()) for words in examples.notes]
         if not any(examples.labelled for examples in self.dev.values()):
-            train, dev = held_out(train, dev_share)
+            train, dev = held_out(train, dev_share, task.unit)
             self.dev = {DEV: dev}
             self._notes.append(
                 f"no dev data was given: {counted(len(dev), 'example')} of the training data are set aside"

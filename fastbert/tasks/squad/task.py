@@ -67,6 +67,10 @@ class SquadTask(Task):
             return {}
         return {split: read_questions(path, unanswerable=self._unanswerable, train=split == TRAIN)}
 
+    def unit(self, item: Any) -> Any:
+        """The passage: another question on it has its answer nearby."""
+        return item[1]
+
     def _path(self, split: str) -> str | None:
         """What is given, or, where a folder or a whole dataset is, its split."""
         given = self.given.path(split)
