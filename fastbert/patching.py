@@ -61,8 +61,8 @@ def patch(
             copy of their weights. It takes as much memory as the layers, is made anew when weights change, and given
             back in training. What is written through a parameter's `.data` is seen by a few words of each weight:
             after a write to single elements patch the model again.
-        inference_dtype: "bf16" or "int8" for the matrix products of these layers; the model's own where it is None. The
-            parameters stay as they are, and so does training.
+        inference_dtype: "bf16" or "int8" for the matrix products of the layers in inference, on a GPU only "int8"; the
+            model's own where it is None. The parameters stay as they are, and so does training.
 
     Returns:
         The same model.
@@ -77,11 +77,11 @@ def patch(
         raise ValueError(f"residual_dtype must be 'bf16', 'fp16' or None, but is {residual_dtype!r}")
     if inference_dtype not in (None, "bf16", "int8"):
         raise ValueError(f"inference_dtype must be 'bf16', 'int8' or None, but is {inference_dtype!r}")
-    if inference_dtype is not None and (why := why_no_precision(inference_dtype)) is not None:
+    _check_known(model, "patch")
+    if inference_dtype is not None and (why := why_no_precision(inference_dtype, _device_of(model))) is not None:
         raise ValueError(f"inference_dtype={inference_dtype!r}: {why}")
     if inference_dtype is not None and not prepare:
         raise ValueError("inference_dtype needs prepare=True")
-    _check_known(model, "patch")
     if padded_rows is None and any(map(_scores_padding, model.modules())):
         padded_rows = "computed"
     options = _base.Options(
@@ -95,6 +95,10 @@ def patch(
     )
     _base.swap(model, options)
     return model
+
+
+def _device_of(model: nn.Module) -> str:
+    return next((p.device.type for p in model.parameters()), "cpu")
 
 
 def _scores_padding(module: nn.Module) -> bool:

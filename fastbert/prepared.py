@@ -1,5 +1,7 @@
 """Layers prepared for inference on a CPU: one call of C++ for all, over weights in the order in which they are read.
 
+On a GPU there is something to prepare for int8 alone: `fastbert.prepared_int8`.
+
 What `fastbert.encoder` does, without a call for each module and operator: csrc/encoder.h. The layers' weights are
 copied, so a model that has run so holds them twice; a copy is made anew when one of them is another, and dropped in
 training. Embedding tables are read where they lie, and their sum is a part of the call.
@@ -111,12 +113,18 @@ class Embeddings(NamedTuple):
         return parts, None if norm is None else (_as_array(norm.weight), _as_array(norm.bias), norm.eps)
 
 
-def why_no_precision(precision: str) -> str | None:
-    """Why this machine cannot have layers of that precision, or None."""
+def by_operators(device: str) -> bool:
+    """Whether layers on that kind of device run operator by operator: on a GPU, and in Triton's interpreter."""
+    return INTERPRETED or device != "cpu"
+
+
+def why_no_precision(precision: str, device: str = "cpu") -> str | None:
+    """Why layers on that kind of device cannot have products of that precision, or None."""
+    if by_operators(device):
+        there = "in Triton's interpreter" if INTERPRETED else "on a GPU"
+        return None if precision == "int8" else f"{there} products are in the weights' dtype: model.to(torch.bfloat16)"
     if _C is None:
         return "the C++ extension was not built"
-    if INTERPRETED:
-        return "operators run in Triton's interpreter"
     return None if _C.can_encode(precision) else f"the CPU has no {PRECISIONS[precision]}"
 
 
@@ -139,11 +147,11 @@ def why_not(layers: Sequence[Parts | None], precision: str, norm: nn.LayerNorm |
     kinds = {type(w) for w in weights if w is not None}
     if not kinds <= {nn.Parameter, Tensor}:
         return "weights that are no plain tensors"
-    if len({(w.dtype, w.device.type) for w in weights if w is not None}) != 1 or weights[0].device.type != "cpu":
-        return "weights of several dtypes, or not on the CPU"
+    if len({(w.dtype, w.device) for w in weights if w is not None}) != 1:
+        return "weights of several dtypes, or on several devices"
     if any(w is not None and (w.is_inference() or w.layout != torch.strided) for w in weights):
         return "weights that were made in inference mode"
-    return why_no_precision(precision)
+    return why_no_precision(precision, weights[0].device.type)
 
 
 def _homes(layers: Sequence[Parts], norm: nn.LayerNorm | None) -> list[tuple[nn.Module, str]]:
@@ -157,7 +165,7 @@ def _weight(module: nn.Module, name: str) -> Any:
 
 
 class Watch:
-    """Sees when a weight is another, or was written to; writes through `.data` by a few words of each weight.
+    """Sees when a weight is another, or was written to; on a CPU writes through `.data` by a few words of each weight.
 
     It keeps the weights, so that no other can come to have the same identity or address.
     """
@@ -177,7 +185,8 @@ class Watch:
         if any(map(Tensor.is_inference, weights)):  # which count no versions
             return None
         addresses = [w.data_ptr() for w in weights]
-        words = 0 if _C is None else _C.some_words(addresses, self._sizes)
+        on_cpu = all(w.device.type == "cpu" for w in weights)
+        words = _C.some_words(addresses, self._sizes) if _C is not None and on_cpu else 0
         return [words, *addresses, *[w._version for w in weights]]
 
     def holds(self) -> bool:

@@ -95,6 +95,27 @@ def test_inference_in_cuda_graphs(kind: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(output[name], plain[name], atol=tolerance, rtol=tolerance)
 
 
+def test_int8_in_cuda_graphs() -> None:
+    """Its weights stay where a graph reads them, also when a training step gives back the model's copy of them."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256}
+    stock = fastbert.BertModel(tiny_config(**sizes)).to("cuda", torch.bfloat16).eval()
+    model = fastbert.patch(stock, inference_dtype="int8")
+    graphs, call = fastbert.graphs(model), _packed([5, 9, 40])
+    with torch.inference_mode():
+        output = model(**call).last_hidden_state
+    model.train()(**call).last_hidden_state.sum().backward()
+    model.eval()
+    filler = [torch.randint(-128, 127, (128, 256), dtype=torch.int8, device="cuda") for _ in range(100)]
+    with torch.inference_mode():
+        again = model(**call).last_hidden_state
+        assert graphs.replays == 2, graphs
+        graphs.enabled = False
+        plain = model(**call).last_hidden_state
+    assert torch.equal(output, again)
+    torch.testing.assert_close(output, plain, atol=5e-2, rtol=5e-2)
+    assert len(filler) == 100
+
+
 def test_a_replay_waits_for_nothing() -> None:
     """It reads nothing back, on any stream, and streams that follow one another do not disturb each other."""
     model = fastbert.BertModel(tiny_config()).cuda().eval()

@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastbert import prepared
+from fastbert import prepared, prepared_int8
 from fastbert.encoder import Run
 from fastbert.families import _base
 from fastbert.families._inputs import Inputs
 from fastbert.prepared import Prepared, Watch
+from fastbert.prepared_int8 import PreparedInt8
 from fastbert.survey import Survey
 
 
@@ -29,7 +30,7 @@ class Copy:
 
     survey: Survey
     watch: Watch | None
-    layers: Prepared | None
+    layers: Prepared | PreparedInt8 | None
     why_not: str | None
 
 
@@ -39,7 +40,9 @@ def describe(model: Any) -> str:
     if survey.touches or survey.called or survey.hooked:
         return f"layer by layer: {survey.first() or 'a part is called or hooked'}"
     why = _why_not(model)
-    return f"all layers in one call, {_precision(model)}" if why is None else f"layer by layer: {why}"
+    if why is not None:
+        return f"layer by layer: {why}"
+    return f"{'products' if _by_operators(model) else 'all layers in one call'}, {_precision(model)}"
 
 
 def _why_not(model: Any) -> str | None:
@@ -48,12 +51,17 @@ def _why_not(model: Any) -> str | None:
         return "neither float32 nor bfloat16"
     if not _base.state(model).options.prepare:
         return "prepare=False"
-    return prepared.why_not(_parts(model), precision, model._last_norm())
+    why = prepared.why_not(_parts(model), precision, model._last_norm())
+    return prepared_int8.why_not(_known_parts(model)) if why is None and _by_operators(model) else why
 
 
-def begin(model: Any, at_once: Prepared, inputs: Inputs, run: Run) -> Tensor | prepared.Embeddings:
+def _by_operators(model: Any) -> bool:
+    return prepared.by_operators(model.device.type)
+
+
+def begin(model: Any, at_once: Prepared | PreparedInt8, inputs: Inputs, run: Run) -> Tensor | prepared.Embeddings:
     """What goes into the first layer: as tables, or where a product stands behind these, (T, N)."""
-    if not model._projects():
+    if isinstance(at_once, Prepared) and not model._projects():
         embeddings: prepared.Embeddings = model.embeddings._tables(inputs)
         if embeddings.can_be_read(at_once.features):
             return embeddings
@@ -61,15 +69,17 @@ def begin(model: Any, at_once: Prepared, inputs: Inputs, run: Run) -> Tensor | p
     return cast(Tensor, model._stack()._begin(embedded_TN))
 
 
-def layers_for(model: nn.Module, inputs: Inputs, run: Run) -> Prepared | None:
+def layers_for(model: nn.Module, inputs: Inputs, run: Run) -> Prepared | PreparedInt8 | None:
     """The model's layers, if this call can use them."""
     known = _base.state(model)
-    if torch.is_grad_enabled() or inputs.input_ids.device.type != "cpu" or not known.options.prepare:
+    device = inputs.packing.cu_seqlens.device.type
+    possible = device == "cpu" or known.options.inference_dtype == "int8"
+    if torch.is_grad_enabled() or not possible or not known.options.prepare:
         if known.copy is not None and cast(Any, model).training:
             known.copy = None
         return None
     plain = run.seed is None and not run.causal and inputs.padding_mask is None and not run.called
-    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _is_watched(inputs):
+    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled(device) or _is_watched(inputs):
         return None
     survey = _base.surveyed(model)
     if survey.hooked or survey.touches:
@@ -90,7 +100,9 @@ def _made(model: Any, survey: Survey) -> Copy:
     watch, why = _watch(model), _why_not(model)  # first the watch: it sees what is written from here on
     if why is not None:
         return Copy(survey, watch, None, why)
-    layers = cast("list[prepared.Parts]", _parts(model))
+    layers = _known_parts(model)
+    if _by_operators(model):
+        return Copy(survey, watch, PreparedInt8(layers), None)
     return Copy(survey, watch, Prepared(layers, cast(str, _precision(model)), model._last_norm()), None)
 
 
@@ -103,6 +115,11 @@ def _watch(model: Any) -> Watch | None:
 def _parts(model: Any) -> list[prepared.Parts | None]:
     layers = model._stack()._layers()
     return [layer._prepared_parts() if hasattr(layer, "_prepared_parts") else None for layer in layers]
+
+
+def _known_parts(model: Any) -> list[prepared.Parts]:
+    """Of a model all of whose layers have them."""
+    return cast("list[prepared.Parts]", _parts(model))
 
 
 def _precision(model: nn.Module) -> str | None:

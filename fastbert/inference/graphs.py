@@ -205,6 +205,7 @@ class Graphs:
             raise _PlainlyError(reason) from error
         finally:
             state.packed_calls = packed_calls
+        captured.keeps = state.copy
         self.captures += 1
         self._captured[key] = captured
         if len(self._captured) > self._most:
@@ -318,7 +319,13 @@ def _batch_of(base: Any, kwargs: Mapping[str, Any], device: torch.device) -> _Ba
 
 
 class _Captured:
-    """A graph, with its buffers."""
+    """A graph, with its buffers.
+
+    Attributes:
+        keeps: what else has memory that the graph reads, and must live as long.
+    """
+
+    keeps: Any = None
 
     def __init__(self, tier: Tier, batch: _Batch, run: Callable[..., Any], gpu: Cuda, first: bool) -> None:
         T, B, L = tier

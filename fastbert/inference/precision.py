@@ -16,7 +16,7 @@ class Precision(NamedTuple):
 
     Attributes:
         dtype: of the weights.
-        inference_dtype: of the layers' products in inference on a CPU, where that is not the weights'.
+        inference_dtype: of the layers' products in inference, where that is not the weights'.
     """
 
     dtype: torch.dtype
@@ -38,10 +38,10 @@ def choose(dtype: torch.dtype | str | None, device: torch.device | str) -> Preci
         raise InputError(f"dtype must be one of {', '.join(NAMES)}, but is {dtype!r}")
     on_cpu = torch.device(device).type == "cpu"
     if dtype == "int8":
-        why = why_no_precision("int8") if on_cpu else "on a GPU it is not there yet: bf16 or fp16 are"
+        why = why_no_precision("int8", torch.device(device).type)
         if why is not None:
             raise InputError(f"dtype int8: {why}")
-        return Precision(torch.float32, "int8")
+        return Precision(torch.float32 if on_cpu else torch.bfloat16, "int8")
     has_bf16 = why_no_precision("bf16") is None if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "auto":
         dtype = "bf16" if has_bf16 else "fp32" if on_cpu else "fp16"
