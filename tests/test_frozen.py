@@ -19,7 +19,7 @@ from fastbert.tasks.task import DEV, Given
 from fastbert.training.frozen import FrozenRun
 from fastbert.training.tuning import Tuning
 from tests.checkpoints import tiny_checkpoint
-from tests.command import is_one_line, runner
+from tests.command import runner
 from tests.test_tagging import made_up
 
 pytest.importorskip("seqeval")
@@ -148,16 +148,68 @@ def test_a_run(
     status, out, _ = command("evaluate", run, "--data", tmp_path / "dev.txt", "--device", "cpu", "--json")
     assert status == 0
     assert json.loads(out)["splits"][DEV]["metrics"] == metrics
-    status, _, err = command("predict", model, tmp_path / "dev.txt", "-o", tmp_path / "x.jsonl")
-    assert status
-    assert is_one_line(err)
-    assert "BiLSTM over a frozen encoder" in err
+    sentences = registry.make("ner", Given(dev=str(tmp_path / "dev.txt"))).read(DEV)[DEV].inputs
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps({"words": list(words)}) + "\n" for words in sentences))
+    status, _, err = command("predict", run, tmp_path / "words.jsonl", "--text", "words", "-o", tmp_path / "x.jsonl")
+    assert status == 0, err
+    said, judged = (
+        [
+            [(entity["type"], entity["text"]) for entity in json.loads(line)["entities"]]
+            for line in path.read_text().splitlines()
+        ]
+        for path in (tmp_path / "x.jsonl", run / "dev-predictions.jsonl")
+    )
+    assert said == judged
+    assert sum(map(len, said)) > 20
 
     before = (run / "results.json").stat().st_mtime_ns
     assert run_of(tmp_path, encoder, "embeddings")() == model
     assert (run / "results.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="features was embeddings, and is last"):
         FrozenRun.__call__(_moved(run_of(tmp_path, encoder, "last"), run))
+
+
+@pytest.mark.parametrize("at", [1, 12, 13, 31, 96])
+def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """To the bit; also where a log has losses of before and behind the cut."""
+    made_up(tmp_path, "train.txt", 96, 0)
+    made_up(tmp_path, "dev.txt", 24, 1)
+    made = registry.make("ner", Given(train=str(tmp_path / "train.txt"), dev=str(tmp_path / "dev.txt")))
+    tuning = Tuning(encoder, batch_size=8, epochs=8, learning_rates=(3e-3,), save_every=5, log_every=7)
+    device, backward, steps = torch.device("cpu"), FrozenRun._backward, iter(range(1, 1000))
+
+    def cut(self: FrozenRun, *inputs: Any) -> Any:
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        return backward(self, *inputs)
+
+    whole = FrozenRun(made, tuning, tmp_path / "whole", "embeddings", device=device)()
+    monkeypatch.setattr(FrozenRun, "_backward", cut)
+    with pytest.raises(KeyboardInterrupt):
+        FrozenRun(made, tuning, tmp_path / "cut", "embeddings", device=device)()
+    resumed = FrozenRun(made, tuning, tmp_path / "cut", "embeddings", device=device)()
+    assert next(steps) == 96 + 1 + (at - 1) % 5 + 1
+    assert (whole / "bilstm.safetensors").read_bytes() == (resumed / "bilstm.safetensors").read_bytes()
+
+    def log_of(model: Path) -> list[dict[str, Any]]:
+        lines = (model.parent / "runs" / "lr-0.003-seed-1" / "log.jsonl").read_text().splitlines()
+        return [{name: value for name, value in json.loads(line).items() if name != "time"} for line in lines]
+
+    assert log_of(whole) == log_of(resumed)
+    assert not list((resumed.parent / "runs" / "lr-0.003-seed-1").glob("checkpoint-*"))
+
+
+def test_a_damaged_checkpoint_is_said(tmp_path: Path, encoder: str) -> None:
+    for name in ("train.txt", "dev.txt"):
+        made_up(tmp_path, name, 8, len(name))
+    run = run_of(tmp_path, encoder, "last")
+    damaged = tmp_path / "run-last" / "runs" / "lr-0.003-seed-1" / "checkpoint-3"
+    damaged.mkdir(parents=True)
+    (damaged / "state.pt").write_bytes(b"x")
+    with pytest.raises(InputError, match="checkpoint-3 is damaged: remove it"):
+        run()
 
 
 def _moved(run: FrozenRun, output: Path) -> FrozenRun:

@@ -20,6 +20,7 @@ from fastbert.commands.streamed import (
 )
 
 if TYPE_CHECKING:
+    from fastbert.inference.heads import HeadEngine
     from fastbert.inference.inputs import Row, Texts
 
 JsonLinesOption = Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file, an object for each row.")]
@@ -47,7 +48,7 @@ class Shared:
 
     def run(
         self,
-        engine: str,
+        engine: "str | type[HeadEngine]",
         model: str,
         path: Path,
         keys: Mapping[str, str],
@@ -62,7 +63,7 @@ class Shared:
         """Run a file through an engine into another one.
 
         Args:
-            engine: the name of its class.
+            engine: its class, or its name in fastbert.
             keys: columns with the texts, by the options that name them.
             record: what a row of .jsonl has for a result, besides the id.
             suffixes, column: of `formats.format_of`.
@@ -84,7 +85,8 @@ class Shared:
         run = StreamedRun(rows, output, form, resume=self.resume, force=self.force, window=self.window)
         if run.finished:
             return
-        made = getattr(fastbert, engine).from_pretrained(
+        kind = getattr(fastbert, engine) if isinstance(engine, str) else engine
+        made = kind.from_pretrained(
             model,
             dtype=self.dtype.value,
             device=torch_device(self.device),

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastbert.commands.judged import JsonLinesOption, Shared, with_shared_options
 from fastbert.commands.streamed import TextsArgument
-from fastbert.errors import InputError
 
 
 @with_shared_options
@@ -45,17 +44,21 @@ def predict(
     """
     from fastbert.inference.loading import load_config
     from fastbert.tasks import registry
-    from fastbert.tasks.predicting import predictor
+    from fastbert.tasks.predicting import of_entities, predictor
+    from fastbert.tasks.tagging.frozen import is_frozen
+    from fastbert.tasks.tagging.frozen_tagger import FrozenTagger
     from fastbert.tasks.task import Given, columns_of
     from fastbert.training.models import of_run
 
     model, _ = of_run(model)
     given = Given(text=text, pair=pair, choices=columns_of(choices), question=question, passage=passage)
     found = registry.load(model, given)
-    if found is not None and "features" in found[1]:
-        raise InputError(f"{model} is a BiLSTM over a frozen encoder, which `fastbert evaluate` alone runs")
-    config = load_config(model)
-    engine, record = predictor(model, config)
+    engine: Any
+    if is_frozen(model):
+        engine, record, config = FrozenTagger, of_entities, FrozenTagger.config(model)
+    else:
+        config = load_config(model)
+        engine, record = predictor(model, config)
     columns, of_row = {"--text": text or "text"} | ({} if pair is None else {"--pair": pair}), None
     if engine == "Answerer":
         columns = {"--question": question or "question", "--passage": passage or "context"}

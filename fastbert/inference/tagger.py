@@ -128,18 +128,12 @@ class Tagger(HeadEngine):
     def results(self, tokens: Windows, progress: Progress | None = None) -> list[list[Entity]]:
         """As `predict`, of tokenised items; `progress` as in `Engine.gather`."""
         labels = self.labels
-        probabilities_TC = self.gather(
-            tokens,
-            len(labels),
-            lambda batch: self.model(**batch.inputs()).logits[0].float().softmax(-1),
-            progress,
-            per_token=True,
-        )[tokens.read]
         text = np.repeat(tokens.text_of, tokens.lengths)[tokens.read]
         start, end = tokens.offsets[tokens.read].T
         number = self._given(tokens, text, start)
         inside = self._subwords(tokens, text, start)
         firsts = _begin(text) | ~np.where(number < 0, inside, ~_begin(number))
+        probabilities_TC = self._probabilities(tokens, firsts, progress)
         label, score = _words(probabilities_TC, firsts, self.strategy)
         text, start, end = text[firsts], start[firsts], end[np.roll(firsts, -1)]
         number = number[firsts]
@@ -157,6 +151,18 @@ class Tagger(HeadEngine):
             if types[kind] not in self.ignore:
                 entities[i].append(Entity(types[kind], tokens.texts[i][a:b], a, b, p))
         return entities
+
+    def _probabilities(
+        self, tokens: Windows, firsts: npt.NDArray[np.bool_], progress: Progress | None
+    ) -> npt.NDArray[np.float32]:
+        """(T, C) of each token that is read. firsts: (T,) which of these begin a word."""
+        return self.gather(
+            tokens,
+            len(self.labels),
+            lambda batch: self.model(**batch.inputs()).logits[0].float().softmax(-1),
+            progress,
+            per_token=True,
+        )[tokens.read]
 
     def _given(
         self, tokens: Windows, text: npt.NDArray[np.int64], start: npt.NDArray[np.int32]

@@ -1,12 +1,13 @@
 """Which engine runs a tuned model, and what is written of its results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fastbert.errors import InputError
 from fastbert.inference.classifier import Label
 from fastbert.inference.spans import Answer
+from fastbert.inference.tagger import Entity
 from fastbert.tasks.sequences import MULTI, REGRESSION, THRESHOLD
 
 Record = Callable[[Any], Mapping[str, Any]]
@@ -20,7 +21,7 @@ def predictor(name: str, config: Any) -> tuple[str, Record]:
     """
     heads: dict[str, tuple[str, Record]] = {
         "ForSequenceClassification": ("Classifier", _of_label(config.problem_type)),
-        "ForTokenClassification": ("Tagger", lambda entities: {"entities": [asdict(entity) for entity in entities]}),
+        "ForTokenClassification": ("Tagger", of_entities),
         "ForQuestionAnswering": ("Answerer", of_answer),
         "ForMultipleChoice": ("Chooser", asdict),
     }
@@ -36,6 +37,11 @@ def of_answer(answer: Answer) -> dict[str, Any]:
     """As `fastbert answer` has it."""
     found = {"answer": answer.text, "start": answer.start, "end": answer.end, "score": answer.score}
     return found if answer.probability is None else {**found, "probability": answer.probability}
+
+
+def of_entities(entities: Sequence[Entity]) -> dict[str, Any]:
+    """As `fastbert tag` has them."""
+    return {"entities": [asdict(entity) for entity in entities]}
 
 
 def _of_label(problem_type: str | None) -> Record:

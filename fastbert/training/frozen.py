@@ -1,7 +1,7 @@
 """Training a BiLSTM over a frozen encoder's hidden states, which are computed once."""
 
 import math
-import shutil
+import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,8 +20,8 @@ from fastbert.tasks.scores import Scores
 from fastbert.tasks.tagging.frozen import BYTES, Vectors, WordLSTM, about_of, encoder_of, layers_of, scored, vectors
 from fastbert.tasks.tagging.words import firsts
 from fastbert.tasks.task import Judge, Task
-from fastbert.terminal import progress
-from fastbert.training import files, logs
+from fastbert.terminal import note, progress
+from fastbert.training import checkpoints, files, logs
 from fastbert.training.finetuning import Finetuning
 from fastbert.training.judging import mixed
 from fastbert.training.results import figures_of
@@ -29,10 +29,11 @@ from fastbert.training.tuning import Training, Tuning
 
 _GIB = 1 << 30
 _DROPOUT = 0.1
+_STATE = "state.pt"  # in a checkpoint
 
 
 class FrozenRun(Finetuning):
-    """A run that trains no weight of the checkpoint. A training that was cut off begins anew.
+    """A run that trains no weight of the checkpoint. A training that was cut off goes on at its last checkpoint.
 
     Args:
         features: of `frozen.FEATURES`.
@@ -85,29 +86,36 @@ class FrozenRun(Finetuning):
 
     def _train(self, training: Training, features: Features, judges: Mapping[str, Judge]) -> dict[str, Any]:
         folder = self._folder(training)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.remove_drafts(folder)
+        checkpoint = checkpoints.last_checkpoint(folder)
+        logs.cut(folder / logs.LOG, -1 if checkpoint is None else checkpoints.step_of(checkpoint))
         start = time.perf_counter()
         if not self._read_vectors:
             self._read_vectors = self._vectors({"": features.tokens, **{n: j.tokens for n, j in judges.items()}})
         torch.manual_seed(training.seed)
         model = WordLSTM(self._about, _DROPOUT if self.tuning.dropout is None else self.tuning.dropout)
-        scores, steps = self._fit(model.to(self._device), training, features.labels["labels"], judges)
+        scores, steps = self._fit(model.to(self._device), training, features.labels["labels"], judges, checkpoint)
         model.save(folder / files.MODEL)
         result = {
             "training": training.name,
             **asdict(training),
             "metrics": figures_of(scores),
-            "seconds": time.perf_counter() - start,
+            "seconds": time.perf_counter() - start if checkpoint is None else None,
             "steps": steps,
         }
         self._keep(folder, result, scores)
         return result
 
     def _fit(
-        self, model: WordLSTM, training: Training, labels_T: npt.NDArray[np.int64], judges: Mapping[str, Judge]
+        self,
+        model: WordLSTM,
+        training: Training,
+        labels_T: npt.NDArray[np.int64],
+        judges: Mapping[str, Judge],
+        checkpoint: Path | None,
     ) -> tuple[dict[str, Scores], int]:
-        """Train, and log. Returns: scores after the last step, and how many steps there were."""
+        """Train, log, and save checkpoints. Returns: scores after the last step, and how many steps there were."""
         tuning, read, log = self.tuning, self._read_vectors[""], self._folder(training) / logs.LOG
         labels_M = torch.from_numpy(labels_T[read.at])
         optimizer = torch.optim.AdamW(model.parameters(), training.learning_rate, weight_decay=tuning.weight_decay)
@@ -117,8 +125,14 @@ class FrozenRun(Finetuning):
         schedule = get_linear_schedule_with_warmup(optimizer, round(tuning.warmup * steps), steps)
         losses: list[float] = []  # since the last log
         scores: dict[str, Scores] = {}
+        first = 1
+        if checkpoint is not None:
+            first = 1 + checkpoints.step_of(checkpoint)
+            losses = _restore(checkpoint, model, optimizer, schedule)
+            note(f"{training.name}: resumed at step {first - 1:,} of {steps:,}, of {checkpoint.name}")
         with progress("training", steps, "steps") as advance:
-            for step in range(1, steps + 1):
+            advance(first - 1)
+            for step in range(first, steps + 1):
                 epoch, place = divmod(step - 1, an_epoch)
                 order = np.random.default_rng([training.seed, epoch]).permutation(sentences)
                 rows, lengths = read.of(order[place * tuning.batch_size : (place + 1) * tuning.batch_size])
@@ -139,6 +153,8 @@ class FrozenRun(Finetuning):
                     scores = self.judge(model, judges)
                     found = {f"eval_{name}": value for name, value in figures_of(scores).items()}
                     logs.append(log, {"step": step, **found, "time": time.time()})
+                if step < steps and step % (tuning.save_every or an_epoch) == 0:
+                    _save(log.parent, step, model, optimizer, schedule, losses)
         return scores, steps
 
     def _backward(
@@ -168,3 +184,35 @@ class FrozenRun(Finetuning):
 
     def _best(self) -> Any:
         return WordLSTM.load(self.output / files.MODEL).to(self._device)
+
+
+def _save(folder: Path, step: int, model: WordLSTM, optimizer: Any, schedule: Any, losses: list[float]) -> None:
+    """A checkpoint, whole or not at all, in place of the one before. Raises: InputError, if it cannot be written."""
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"losses": losses, "random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["random_cuda"] = torch.cuda.get_rng_state_all()
+    draft = folder / checkpoints.DRAFTS / f"checkpoint-{step}"
+    try:
+        draft.mkdir(parents=True, exist_ok=True)
+        torch.save(state, draft / _STATE)
+        checkpoints.publish(draft, folder / draft.name)
+        checkpoints.rotate(folder, 1)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write {draft.name}: {checkpoints.why_not_written(error)}") from error
+
+
+def _restore(checkpoint: Path, model: WordLSTM, optimizer: Any, schedule: Any) -> list[float]:
+    """Returns: the losses since the last log. Raises: InputError, if the checkpoint is damaged."""
+    try:
+        state = torch.load(checkpoint / _STATE, weights_only=True, map_location="cpu")
+        for name, part in {"model": model, "optimizer": optimizer, "schedule": schedule}.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        if "random_cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        losses: list[float] = state["losses"]
+    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{checkpoint} is damaged: remove it, and the training goes on before it ({error})") from error
+    return losses

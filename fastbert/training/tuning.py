@@ -16,7 +16,7 @@ from fastbert.tasks.task import Task
 
 _POOLER = "pooler."
 # May be other ones when a run goes on: they change nothing of what is learnt.
-_FREE = ("accumulation", "save_every", "log_every", "non_finite_loss", "keep")
+_FREE = ("accumulation", "eval_every", "save_every", "log_every", "non_finite_loss", "keep")
 
 
 @dataclass(frozen=True)

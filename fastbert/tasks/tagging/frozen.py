@@ -87,14 +87,21 @@ class Vectors:
 
 @torch.inference_mode()
 def vectors(
-    engine: Engine, tokens: Windows, layers: list[int], progress: Callable[[int], None] = lambda count: None
+    engine: Engine,
+    tokens: Windows,
+    layers: list[int],
+    progress: Callable[[int], None] = lambda count: None,
+    at: npt.NDArray[np.int64] | None = None,
 ) -> Vectors:
     """Of the engine's model, a bare encoder.
+
+    Args:
+        at: (M,) where each word is read; None for `words.firsts`.
 
     Raises:
         InputError: if they are out of float16's range.
     """
-    at = firsts(tokens)
+    at = firsts(tokens) if at is None else at
     number = np.full(len(tokens.ids), -1)
     number[at] = np.arange(len(at))
     values = np.zeros((len(at), len(layers), engine.model.config.hidden_size), np.float16)
@@ -194,19 +201,26 @@ def config_of(about: About) -> Any:
     return AutoConfig.from_pretrained(about.encoder, **head)
 
 
-@torch.inference_mode()
 def scored(model: WordLSTM, judge: Judge, read: Vectors) -> Scores:
     """How well it does, of what the encoder made of the judge's words."""
+    logits_TC = np.zeros((len(judge.tokens.ids), judge.width), np.float32)
+    logits_TC[read.at] = logits(model, read)
+    return judge.score(logits_TC)
+
+
+@torch.inference_mode()
+def logits(model: WordLSTM, read: Vectors) -> npt.NDArray[np.float32]:
+    """(M, C), of each word."""
     model.eval()
     device = model.classifier.weight.device
-    logits_TC = np.zeros((len(judge.tokens.ids), judge.width), np.float32)
+    logits_MC = np.zeros((len(read.at), len(model.about.labels)), np.float32)
     longest_first = np.argsort(-read.lengths, kind="stable")
     for start in range(0, len(longest_first), _SENTENCES):
         rows, lengths = read.of(longest_first[start : start + _SENTENCES])
         if lengths:
             values = torch.from_numpy(read.values[rows]).to(device).float()
-            logits_TC[read.at[rows]] = model(values, lengths).cpu().numpy()
-    return judge.score(logits_TC)
+            logits_MC[rows] = model(values, lengths).cpu().numpy()
+    return logits_MC
 
 
 def evaluated(

@@ -176,13 +176,7 @@ class TaggingTask(Task):
         return head_of(names, "single_label_classification")
 
     def tokenizer(self, loaded: Any) -> Any:
-        """Byte-level ones begin every word with a blank, as they do inside a text."""
-        backend = getattr(loaded, "backend_tokenizer", None)
-        first: Any = getattr(backend, "pre_tokenizer", None)
-        if hasattr(first, "add_prefix_space") and not first.add_prefix_space:
-            first.add_prefix_space = loaded.add_prefix_space = True
-            loaded.init_kwargs["add_prefix_space"] = True
-        return loaded
+        return words.tokenizer_of_words(loaded)
 
     def features(self, examples: Examples, tokenizing: Tokenizing, config: Any) -> Features:
         read = self._encoded(examples, tokenizing)

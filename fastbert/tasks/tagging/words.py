@@ -70,6 +70,16 @@ def encode(sentences: Sequence[Sequence[str]], tokenizing: Tokenizing) -> Words:
     return Words(tokens, np.asarray([len(words) for words in sentences], np.int64))
 
 
+def tokenizer_of_words(loaded: Any) -> Any:
+    """Byte-level ones begin every word with a blank, as they do inside a text."""
+    backend = getattr(loaded, "backend_tokenizer", None)
+    first: Any = getattr(backend, "pre_tokenizer", None)
+    if hasattr(first, "add_prefix_space") and not first.add_prefix_space:
+        first.add_prefix_space = loaded.add_prefix_space = True
+        loaded.init_kwargs["add_prefix_space"] = True
+    return loaded
+
+
 def sentence_of(tokens: Windows) -> npt.NDArray[np.int64]:
     """(T,) which sentence a token is of."""
     return np.repeat(tokens.text_of, tokens.lengths)
