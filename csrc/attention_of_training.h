@@ -93,7 +93,7 @@ class TrainingAttention {
   explicit TrainingAttention(const AttentionCall& call) : call_(call), padded_(rounded_up(call.head_dim, WIDTH)) {}
 
   void forward(HeadOf it, Heads<float> o, float* lse) {
-    reserve(it.length);
+    reserve(it.length, {&q_, &k_, &v_, &k_columns_}, {&s_});
     copy(call_.q, it, call_.scale * LOG2_E, q_);
     copy(call_.k, it, 1, k_);
     copy(call_.v, it, 1, v_);
@@ -120,7 +120,7 @@ class TrainingAttention {
 
   void backward(HeadOf it, Heads<const float> grad, Heads<const float> o, const float* lse, Heads<float> dq,
                 Heads<float> dk, Heads<float> dv) {
-    reserve(it.length);
+    reserve(it.length, {&q_, &k_, &v_, &grad_, &k_columns_, &v_columns_, &dk_, &dv_}, {&s_, &ds_});
     copy(call_.q, it, call_.scale * LOG2_E, q_);
     copy(call_.k, it, 1, k_);
     copy(call_.v, it, 1, v_);
@@ -151,11 +151,11 @@ class TrainingAttention {
   }
 
  private:
-  void reserve(std::int64_t length) {
+  void reserve(std::int64_t length, std::initializer_list<Buffer<float>*> of_rows,
+               std::initializer_list<Buffer<float>*> of_scores) {
     const std::int64_t rows = rounded_up(length, COLUMNS);
-    for (Buffer<float>* of : {&q_, &k_, &v_, &grad_, &k_columns_, &v_columns_, &dk_, &dv_})
-      of->reserve(static_cast<std::size_t>(rows * padded_));
-    for (Buffer<float>* of : {&s_, &ds_}) of->reserve(static_cast<std::size_t>(BLOCK * rows));
+    for (Buffer<float>* of : of_rows) of->reserve(static_cast<std::size_t>(rows * padded_));
+    for (Buffer<float>* of : of_scores) of->reserve(static_cast<std::size_t>(BLOCK * rows));
     dq_.reserve(static_cast<std::size_t>(BLOCK * padded_));
     mask_.reserve(static_cast<std::size_t>(rows));
   }

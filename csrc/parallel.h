@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -65,8 +64,9 @@ void torch_parallel_for(std::int64_t count, int threads, const Work& work) {
   if (threads < 2 || count < 2) return parallel_for(count, 1, work);
   Tasks<Work> tasks(count, work);
   const auto run = [](void* all, int, int) { static_cast<Tasks<Work>*>(all)->run(); };
-  if (!run_on_torch_threads(static_cast<int>(std::min<std::int64_t>(threads, count)), run, &tasks))
-    return parallel_for(count, threads, work);
+  // All threads, however few tasks there are: GNU's OpenMP ends those that a smaller team leaves over, and starts them
+  // again for what comes next.
+  if (!run_on_torch_threads(threads, run, &tasks)) return parallel_for(count, threads, work);
   tasks.rethrow();
 }
 
@@ -101,7 +101,7 @@ bool all_torch_threads_at_once(int threads, const Work& work) {
     int threads;
     bool came;
   } all{work, threads, false};
-  const auto run = [](void* data, int rank, int size) {
+  const auto run = [](void* data, int rank, int size) noexcept {
     All& of = *static_cast<All*>(data);
     if (size != of.threads) return;
     if (rank == 0) of.came = true;

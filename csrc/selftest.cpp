@@ -12,6 +12,7 @@
 #include "batches.h"
 #include "corpus.h"
 #include "encoder.h"
+#include "instruction_sets.h"
 #include "masking.h"
 #include "packing.h"
 #include "philox.h"
@@ -241,6 +242,40 @@ void test_attention(std::int64_t head_dim, bool causal, std::uint32_t threshold)
   check(run(3) == run(1), "the same on several threads");
 }
 
+#if FASTBERT_X86
+}  // namespace
+namespace fastbert::avx2 {
+void attention(const AttentionCall& call, Heads<float> o, float* lse);
+void attention_backward(const AttentionCall& call, Heads<const float> grad, Heads<const float> o, const float* lse,
+                        Heads<float> dq, Heads<float> dk, Heads<float> dv);
+}  // namespace fastbert::avx2
+namespace {
+
+// Where the CPU has AVX-512, AVX2 says the same, up to rounding.
+void test_attention_sets(std::int64_t head_dim, bool causal) {
+  if (!fastbert::has_avx2()) return;
+  const std::vector<std::int32_t> cu_seqlens{0, 1, 1, 38, 138};
+  const std::int64_t tokens = cu_seqlens.back(), heads = 2, step = heads * head_dim;
+  const std::vector<float> q = random_floats(tokens * step, 1), k = random_floats(tokens * step, 2),
+                           v = random_floats(tokens * step, 3), grad = random_floats(tokens * step, 4);
+  const auto heads_of = [&](const std::vector<float>& x) { return fastbert::Heads<const float>{x.data(), step, head_dim}; };
+  const fastbert::AttentionCall call{heads_of(q),       heads_of(k), heads_of(v), heads, head_dim, tokens, 4,
+                                     cu_seqlens.data(), 0.3f,        causal,      26,    1.1f,     5,      7,
+                                     1};
+  const auto run = [&](auto forward, auto backward) {
+    std::vector<float> out(static_cast<std::size_t>(4 * tokens * step)), lse(static_cast<std::size_t>(tokens * heads));
+    const auto part = [&](std::int64_t i) { return fastbert::Heads<float>{out.data() + i * tokens * step, step, head_dim}; };
+    forward(call, part(0), lse.data());
+    backward(call, heads_of(grad), {out.data(), step, head_dim}, lse.data(), part(1), part(2), part(3));
+    out.insert(out.end(), lse.begin(), lse.end());
+    return out;
+  };
+  const std::vector<float> best = run(fastbert::attention, fastbert::attention_backward),
+                           narrow = run(fastbert::avx2::attention, fastbert::avx2::attention_backward);
+  for (std::size_t i = 0; i < best.size(); ++i) check(std::fabs(best[i] - narrow[i]) < 1e-4f, "the same with AVX2");
+}
+#endif
+
 void test_embeddings() {
   const std::int64_t N = 40, tokens = 50, rows = 30, step = N + 3;
   const std::vector<std::int32_t> cu_seqlens{0, 1, 1, 50};
@@ -296,6 +331,10 @@ int main() {
       test_attention(head_dim, false, threshold);
       test_attention(head_dim, true, threshold);
     }
+#if FASTBERT_X86
+  for (const std::int64_t head_dim : {7, 24, 64})
+    for (const bool causal : {false, true}) test_attention_sets(head_dim, causal);
+#endif
   test_embeddings();
   std::puts("all passed");
 }

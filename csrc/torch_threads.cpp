@@ -2,7 +2,11 @@
 
 #if defined(__linux__)
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
+
+#include <cstddef>
+#include <string>
 #endif
 
 namespace fastbert {
@@ -18,16 +22,27 @@ struct OpenMp {
 };
 
 bool is_forked = false;
+// From the start: PyTorch may have made its threads, and the process been forked, before anything of ours runs.
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
 
 template <typename Function>
 void find(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
 }
 
+// PyTorch's own, which some of its builds have under a name of their own.
+int of_torch(dl_phdr_info* library, std::size_t, void* path) {
+  const std::string name = library->dlpi_name == nullptr ? "" : library->dlpi_name;
+  if (name.find("torch") == std::string::npos || name.find("libgomp") == std::string::npos) return 0;
+  *static_cast<std::string*>(path) = name;
+  return 1;
+}
+
 OpenMp loaded() {
-  pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
   OpenMp found;
-  void* library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  std::string path = "libgomp.so.1";
+  dl_iterate_phdr(of_torch, &path);
+  void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
   if (library == nullptr) return found;
   find(library, "GOMP_parallel", found.parallel);
   find(library, "omp_get_thread_num", found.rank);

@@ -88,4 +88,6 @@ def backends(device: str) -> dict[str, str]:
 def _describe(side: Callable[..., Any]) -> str:
     if side.__module__ == "fastbert.reference":
         return "plain PyTorch (the reference)"
+    if side.__module__.endswith("_attention_cpu"):
+        return "C++, or without the extension PyTorch's CPU kernels"
     return "Triton" if side.__name__.startswith("_launch") else "PyTorch's CPU kernels"

@@ -60,9 +60,11 @@ def patch(
         prepare: in inference on a CPU (`torch.no_grad()`, evaluation mode) run all layers in one call of C++, over a
             copy of their weights. It takes as much memory as the layers, is made anew when weights change, and given
             back in training. What is written through a parameter's `.data` is seen by a few words of each weight:
-            after a write to single elements patch the model again.
+            after a write to single elements patch the model again. On a GPU it is for int8 alone, and a write through
+            `.data` is not seen at all.
         inference_dtype: "bf16" or "int8" for the matrix products of the layers in inference, on a GPU only "int8"; the
-            model's own where it is None. The parameters stay as they are, and so does training.
+            model's own where it is None. The parameters stay as they are, and so does training. A model for a GPU is to
+            be there first, where the CPU lacks what "int8" needs.
 
     Returns:
         The same model.
@@ -185,7 +187,7 @@ class Report:
         if self.plain:
             lines += ["not fused:", *(f"  {count:3} x {why}" for why, count in self.plain.items())]
         lines += ["products:", *(f"  {count:3} x {way}" for way, count in self.products.items())]
-        lines += [f"inference on a CPU: {how}" for how in self.inference]
+        lines += [f"inference: {how}" for how in self.inference]
         if self.patched:
             lines.append(f"calls: {self.packed_calls:,} packed, {self.fallbacks.total():,} fell back to transformers")
             lines += [f"  {count:3} x {reason}" for reason, count in self.fallbacks.most_common()]
@@ -224,7 +226,7 @@ def _report(model: nn.Module) -> Report:
             packed_calls += _base.state(module).packed_calls
             fallbacks += _base.state(module).fallbacks
             computed += _base.state(module).computed
-        if isinstance(module, BaseModel) and weight.device.type == "cpu":
+        if isinstance(module, BaseModel) and _inference.is_told_of(module):
             inference[_inference.describe(module)] += 1
         fusions: Callable[[], list[tuple[str, str | None]]] = getattr(module, "fusions", list)
         for part, why in fusions():

@@ -102,6 +102,9 @@ def test_int8_in_cuda_graphs() -> None:
     model = fastbert.patch(stock, inference_dtype="int8")
     graphs, call = fastbert.graphs(model), _packed([5, 9, 40])
     with torch.inference_mode():
+        graphs.enabled = False
+        model(**call)  # the copy is made on this stream, where other tensors would take its place
+        graphs.enabled = True
         output = model(**call).last_hidden_state
     model.train()(**call).last_hidden_state.sum().backward()
     model.eval()

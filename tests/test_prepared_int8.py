@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fastbert
 from fastbert import prepared
+from fastbert.kernels import _launch
 from fastbert.prepared_int8 import PreparedInt8
 from tests.families import BASES
 from tests.models import batch, config_of, mask_named
@@ -137,4 +138,18 @@ def test_it_says_so(device: str) -> None:
     assert "products, int8" in str(fastbert.report(fast.to(device)))
     with pytest.raises(ValueError, match=r"inference_dtype='bf16': .* products are in the weights' dtype"):
         both(inference_dtype="bf16")
-    assert at_once(fast) is not None or device != "cpu"
+    assert device != "cpu" or at_once(fast) is not None
+
+
+def test_a_warm_up_leaves_no_weights_behind(device: str) -> None:
+    """What operators write in it is not written."""
+    _, fast = both(inference_dtype="int8")
+    fast.to(device)
+    with _launch.only_compiling(), torch.inference_mode():
+        fast(**_inputs("BertModel", device))
+    assert copy_of(fast) is None
+    fastbert.warm_up(fast)
+    _, again = both(inference_dtype="int8")
+    again.load_state_dict(fast.state_dict())
+    inputs = _inputs("BertModel", device)
+    assert torch.equal(_hidden(fast, inputs), _hidden(again.to(device), inputs))

@@ -45,7 +45,7 @@ class Options:
         lazy_logits: in masked-LM training, compute logits when they are read.
         compute_padding: hidden states of padding are transformers', not zeros. Where it is None, in calls that mask
             what is no padding.
-        prepare: in inference on a CPU, keep a copy of the layers' weights: `fastbert.prepared`.
+        prepare: in inference on a CPU, and for int8, keep a copy of the layers' weights: `fastbert.prepared`.
         inference_dtype: "bf16" or "int8" for these layers' products; None for the model's own.
     """
 

@@ -14,6 +14,7 @@ from fastbert import prepared, prepared_int8
 from fastbert.encoder import Run
 from fastbert.families import _base
 from fastbert.families._inputs import Inputs
+from fastbert.kernels import _launch
 from fastbert.prepared import Prepared, Watch
 from fastbert.prepared_int8 import PreparedInt8
 from fastbert.survey import Survey
@@ -32,6 +33,11 @@ class Copy:
     watch: Watch | None
     layers: Prepared | PreparedInt8 | None
     why_not: str | None
+
+
+def is_told_of(model: Any) -> bool:
+    """Whether how its layers run is a choice: on a CPU, and where another precision was asked for."""
+    return model.device.type == "cpu" or _base.state(model).options.inference_dtype is not None
 
 
 def describe(model: Any) -> str:
@@ -85,6 +91,8 @@ def layers_for(model: nn.Module, inputs: Inputs, run: Run) -> Prepared | Prepare
     if survey.hooked or survey.touches:
         return None
     copy: Copy | None = known.copy
+    if _launch.is_compiling():  # what operators write is not written
+        return _made(model, survey).layers
     if copy is not None and copy.survey is survey:
         if copy.watch is None or copy.watch.holds():
             if copy.layers is None and copy.why_not is None:

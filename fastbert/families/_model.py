@@ -213,7 +213,7 @@ class BaseModel(ModelRole):
     def encode_packed(
         self, input_ids: Tensor, token_type_ids: Tensor | None, packing: Packing, *, first_only: bool = False
     ) -> Tensor | None:
-        """The last hidden states in inference on a CPU, without what a call takes besides, or None if one must be made.
+        """The last hidden states of prepared layers, without what a call takes besides, or None if one must be made.
 
         Args:
             input_ids, token_type_ids: (1, T), known to be good.

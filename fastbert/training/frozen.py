@@ -35,6 +35,8 @@ _STATE = "state.pt"  # in a checkpoint
 class FrozenRun(Finetuning):
     """A run that trains no weight of the checkpoint. A training that was cut off goes on at its last checkpoint.
 
+    On a CPU it ends with the same bits; cuDNN's dropout has a state of its own that nobody can save.
+
     Args:
         features: of `frozen.FEATURES`.
         memory: GiB that hidden states may take.
@@ -124,11 +126,12 @@ class FrozenRun(Finetuning):
         steps = max(1, round(tuning.epochs * an_epoch))
         schedule = get_linear_schedule_with_warmup(optimizer, round(tuning.warmup * steps), steps)
         losses: list[float] = []  # since the last log
+        norm = 0.0
         scores: dict[str, Scores] = {}
         first = 1
         if checkpoint is not None:
             first = 1 + checkpoints.step_of(checkpoint)
-            losses = _restore(checkpoint, model, optimizer, schedule)
+            losses, norm = _restore(checkpoint, model, optimizer, schedule)
             note(f"{training.name}: resumed at step {first - 1:,} of {steps:,}, of {checkpoint.name}")
         with progress("training", steps, "steps") as advance:
             advance(first - 1)
@@ -154,7 +157,7 @@ class FrozenRun(Finetuning):
                     found = {f"eval_{name}": value for name, value in figures_of(scores).items()}
                     logs.append(log, {"step": step, **found, "time": time.time()})
                 if step < steps and step % (tuning.save_every or an_epoch) == 0:
-                    _save(log.parent, step, model, optimizer, schedule, losses)
+                    _save(log.parent, step, model, optimizer, schedule, losses, norm)
         return scores, steps
 
     def _backward(
@@ -186,13 +189,16 @@ class FrozenRun(Finetuning):
         return WordLSTM.load(self.output / files.MODEL).to(self._device)
 
 
-def _save(folder: Path, step: int, model: WordLSTM, optimizer: Any, schedule: Any, losses: list[float]) -> None:
+def _save(
+    folder: Path, step: int, model: WordLSTM, optimizer: Any, schedule: Any, losses: list[float], norm: float
+) -> None:
     """A checkpoint, whole or not at all, in place of the one before. Raises: InputError, if it cannot be written."""
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"losses": losses, "random": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["random_cuda"] = torch.cuda.get_rng_state_all()
+    state |= {"losses": losses, "norm": norm, "random": torch.get_rng_state()}
+    device = model.classifier.weight.device
+    if device.type == "cuda":
+        state["random_cuda"] = torch.cuda.get_rng_state(device)
     draft = folder / checkpoints.DRAFTS / f"checkpoint-{step}"
     try:
         draft.mkdir(parents=True, exist_ok=True)
@@ -203,16 +209,21 @@ def _save(folder: Path, step: int, model: WordLSTM, optimizer: Any, schedule: An
         raise InputError(f"cannot write {draft.name}: {checkpoints.why_not_written(error)}") from error
 
 
-def _restore(checkpoint: Path, model: WordLSTM, optimizer: Any, schedule: Any) -> list[float]:
-    """Returns: the losses since the last log. Raises: InputError, if the checkpoint is damaged."""
+def _restore(checkpoint: Path, model: WordLSTM, optimizer: Any, schedule: Any) -> tuple[list[float], float]:
+    """Returns: the losses since the last log, and the last gradient's norm.
+
+    Raises:
+        InputError: if the checkpoint is damaged.
+    """
     try:
         state = torch.load(checkpoint / _STATE, weights_only=True, map_location="cpu")
         for name, part in {"model": model, "optimizer": optimizer, "schedule": schedule}.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["random"])
-        if "random_cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
-        losses: list[float] = state["losses"]
-    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        device = model.classifier.weight.device
+        if "random_cuda" in state and device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], device)
+        found: tuple[list[float], float] = state["losses"], state["norm"]
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{checkpoint} is damaged: remove it, and the training goes on before it ({error})") from error
-    return losses
+    return found
