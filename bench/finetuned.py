@@ -39,7 +39,7 @@ def runs_section(path: Path) -> str:
                 main.replace("_", " "),
                 f"{100 * ours[main]:.1f} ({100 * low:.1f} to {100 * high:.1f})",
                 "" if theirs is None else f"{100 * theirs[main]:.1f}",
-                duration(mine) if stock is None else f"{duration(mine)}, {duration(stock)}: {stock / mine:.2f} x",
+                "" if stock is None else f"{duration(mine)}, {duration(stock)}: {stock / mine:.2f} x",
                 PUBLISHED.get(it["task"], ""),
             ]
         )

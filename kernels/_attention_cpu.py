@@ -13,7 +13,11 @@ from torch import Tensor
 
 from fastbert import reference
 from fastbert.kernels import _cpu
-from fastbert.kernels._cpu import _C
+
+try:
+    from fastbert import _C
+except ImportError:  # a bare checkout: right, but slower
+    _C = None  # type: ignore[assignment]
 
 
 def _runs(cu_seqlens: Tensor) -> list[tuple[int, int, int]]:
@@ -133,7 +137,10 @@ def _call(
 ) -> Any:
     """What C++ is called with, for float32."""
     return _C.AttentionCall(
-        *(t.detach().numpy() for t in (q, k, v, cu_seqlens)),
+        q=q.detach().numpy(),
+        k=k.detach().numpy(),
+        v=v.detach().numpy(),
+        cu_seqlens=cu_seqlens.numpy(),
         scale=scale,
         causal=causal,
         threshold=reference.drop_threshold(dropout_p),
@@ -167,12 +174,15 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     rest = cu_seqlens, scale, causal, dropout_p, seed, stream
     if not _in_cpp(q):
-        return _by_torch(*_separate(q, k, v), *rest)
-    dtype = q.dtype
-    q, k, v = _separate(*_wide(q, k, v))
-    o, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[1], q.shape[0])
-    _call(q, k, v, *rest).forward(o.numpy(), lse.numpy())
-    return o.to(dtype), lse
+        q_THD, k_THD, v_THD = _separate(q, k, v)
+        return _by_torch(q_THD, k_THD, v_THD, *rest)
+    q_THD, k_THD, v_THD = _separate(*_wide(q, k, v))
+    o, lse = (
+        torch.empty_like(q_THD, memory_format=torch.contiguous_format),
+        q_THD.new_empty(q_THD.shape[1], q_THD.shape[0]),
+    )
+    _call(q_THD, k_THD, v_THD, *rest).forward(o.numpy(), lse.numpy())
+    return o.to(q.dtype), lse
 
 
 def attention_backward(
@@ -192,12 +202,14 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rest = cu_seqlens, scale, causal, dropout_p, seed, stream
     if not _in_cpp(q):
-        dq, dk, dv = _backward_by_torch(do, *_separate(q, k, v), o, lse, *rest)
+        q_THD, k_THD, v_THD = _separate(q, k, v)
+        dq, dk, dv = _backward_by_torch(do, q_THD, k_THD, v_THD, o, lse, *rest)
         return (dq, dk, dv) if k is not None else (torch.stack((dq, dk, dv), dim=1), q.new_empty(0), q.new_empty(0))
     q, k, v = _wide(q, k, v)
     gradients = reference.attention_gradients(q, k, v)
     written = gradients if k is not None else gradients[0].unbind(1)
-    call = _call(*_separate(q, k, v), *rest)
+    q_THD, k_THD, v_THD = _separate(q, k, v)
+    call = _call(q_THD, k_THD, v_THD, *rest)
     call.backward(*(t.to(q.dtype).numpy() for t in (do, o)), lse.numpy(), *(t.numpy() for t in written))
     dq, dk, dv = (t.to(do.dtype) for t in gradients)
     return dq, dk, dv

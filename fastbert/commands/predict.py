@@ -44,7 +44,7 @@ def predict(
     """
     from fastbert.inference.loading import load_config
     from fastbert.tasks import registry
-    from fastbert.tasks.predicting import of_entities, predictor
+    from fastbert.tasks.predicting import Record, of_entities, predictor
     from fastbert.tasks.tagging.frozen import is_frozen
     from fastbert.tasks.tagging.frozen_tagger import FrozenTagger
     from fastbert.tasks.task import Given, columns_of
@@ -54,6 +54,7 @@ def predict(
     given = Given(text=text, pair=pair, choices=columns_of(choices), question=question, passage=passage)
     found = registry.load(model, given)
     engine: Any
+    record: Record
     if is_frozen(model):
         engine, record, config = FrozenTagger, of_entities, FrozenTagger.config(model)
     else:

@@ -65,14 +65,16 @@ def _by_operators(model: Any) -> bool:
     return prepared.by_operators(model.device.type)
 
 
-def begin(model: Any, at_once: Prepared | PreparedInt8, inputs: Inputs, run: Run) -> Tensor | prepared.Embeddings:
-    """What goes into the first layer: as tables, or where a product stands behind these, (T, N)."""
+def hidden(
+    model: Any, at_once: Prepared | PreparedInt8, inputs: Inputs, run: Run, *, first_only: bool = False
+) -> Tensor:
+    """The last hidden states, (T, N), or with first_only (B, N): see `Prepared.run`."""
     if isinstance(at_once, Prepared) and not model._projects():
         embeddings: prepared.Embeddings = model.embeddings._tables(inputs)
         if embeddings.can_be_read(at_once.features):
-            return embeddings
+            return at_once.run(embeddings, run.packing, first_only=first_only)
     embedded_TN = model._project(model.embeddings(run=run, inputs=inputs))
-    return cast(Tensor, model._stack()._begin(embedded_TN))
+    return at_once.run(model._stack()._begin(embedded_TN), run.packing, first_only=first_only)
 
 
 def layers_for(model: nn.Module, inputs: Inputs, run: Run) -> Prepared | PreparedInt8 | None:

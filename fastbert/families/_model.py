@@ -188,7 +188,7 @@ class BaseModel(ModelRole):
         else:
             firsts = rows is not None and reads == "first"
             rows = rows if firsts else None
-            last_TN = at_once.run(_inference.begin(this, at_once, inputs, run), packing, first_only=firsts)
+            last_TN = _inference.hidden(this, at_once, inputs, run, first_only=firsts)
             encoded = Encoded(last_hidden_state=last_TN)
         hidden_TN = encoded.last_hidden_state
         pooled = None
@@ -233,7 +233,7 @@ class BaseModel(ModelRole):
         if at_once is None:
             return None
         _base.state(this).count_packed()
-        return at_once.run(_inference.begin(this, at_once, inputs, run), packing, first_only=first_only)
+        return _inference.hidden(this, at_once, inputs, run, first_only=first_only)
 
     def _is_decoder(self) -> bool:
         return bool(getattr(self.config, "is_decoder", False))

@@ -4,7 +4,7 @@ Dimension key:  T tokens that are read   M words   C classes
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ class FrozenTagger(Tagger):
         options: of `Tagger`; the strategy is "first".
     """
 
-    _auto = AutoModel
+    _auto: ClassVar[Any] = AutoModel
     _head = ""  # none is needed
 
     def __init__(
