@@ -16,7 +16,7 @@ LAYERS = (
     ("_library",),
     ("kernels",),
     ("functional", "packing", "touched"),
-    ("encoder", "prepared", "survey"),
+    ("encoder", "prepared", "prepared_int8", "survey"),
     ("families",),
     ("models", "patching", "warmup", "data"),
     ("inference", "verify", "demo"),

@@ -171,6 +171,7 @@ def test_families_and_finetuning(tmp_path: Path) -> None:
 def test_runs_on_real_data_stand_beside_transformers(tmp_path: Path) -> None:
     record = {
         "task": "mrpc",
+        "features": None,
         "data": "whole",
         "main": "f1",
         "train": 3668,
@@ -187,11 +188,18 @@ def test_runs_on_real_data_stand_beside_transformers(tmp_path: Path) -> None:
         "command": "python -m bench beside mrpc",
     }
     path = tmp_path / "runs.jsonl"
-    path.write_text(json.dumps(record) + "\n")
+    alone = {
+        "figures": {"fastbert": {"f1": 0.9}, "transformers": None},
+        "seconds": {"fastbert": 9, "transformers": None},
+    }
+    frozen = {**record, "task": "ner", "features": "last", **alone}
+    path.write_text(json.dumps(record) + "\n" + json.dumps(frozen) + "\n")
     line = (
         "| mrpc: whole | 3,668, 1 x, 32 a step, 0.0001; 408 | f1 | 87.5 (85.0 to 90.0) | 87.0 "
         "| 100 s, 250 s: 2.50 x | 88.9 |"
     )
+    assert line in runs_section(path).splitlines()
+    line = "| ner, last frozen: whole | 3,668, 1 x, 32 a step, 0.0001; 408 | f1 | 90.0 (85.0 to 90.0) |  |  | 96.4 |"
     assert line in runs_section(path).splitlines()
     assert "python -m bench beside mrpc" in runs_section(path)
     assert runs_section(tmp_path / "none.jsonl") == ""
