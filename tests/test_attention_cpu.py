@@ -121,6 +121,7 @@ os._exit(0) if child == 0 else os.waitpid(child, 0)
 """
 
 
+@needs("fastbert._C")
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_forked_process_does_not_hang() -> None:
     """Threads that a process has do not come along into its children, and it may be PyTorch that made them."""
