@@ -60,10 +60,10 @@ def main(
             else FrozenRun(made, tuning, output, layers, dev_share=dev_share)
         )
         features = made.features(run.train, run.tokenizing, run.config)
-        theirs, seconds = None, None
         judges = {name: made.judge(examples, run.tokenizing, run.config) for name, examples in run.dev.items()}
         run()
         ours = json.loads((output / "results.json").read_text())
+        theirs, seconds = None, None
         if layers is None:
             model, _ = begin(made, run.tuning, run.config, tuning.seeds[0])
             fastbert.unpatch(model)

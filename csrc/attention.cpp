@@ -6,15 +6,6 @@
 
 namespace fastbert {
 
-#define FASTBERT_ATTENTION(set)                                                                                   \
-  namespace set {                                                                                                 \
-  void attention(const AttentionCall& call, Heads<float> o, float* lse);                                          \
-  void attention_backward(const AttentionCall& call, Heads<const float> grad, Heads<const float> o,               \
-                          const float* lse, Heads<float> dq, Heads<float> dk, Heads<float> dv);                   \
-  }
-FASTBERT_ATTENTION(avx2)
-FASTBERT_ATTENTION(avx512)
-
 namespace {
 
 struct Attention {

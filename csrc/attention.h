@@ -37,4 +37,16 @@ void attention_backward(const AttentionCall& call, Heads<const float> grad, Head
 // Whether this CPU has the instructions.
 bool can_attend();
 
+// For one set of instructions each; of a CPU that has them.
+namespace avx2 {
+void attention(const AttentionCall& call, Heads<float> o, float* lse);
+void attention_backward(const AttentionCall& call, Heads<const float> grad, Heads<const float> o, const float* lse,
+                        Heads<float> dq, Heads<float> dk, Heads<float> dv);
+}  // namespace avx2
+namespace avx512 {
+void attention(const AttentionCall& call, Heads<float> o, float* lse);
+void attention_backward(const AttentionCall& call, Heads<const float> grad, Heads<const float> o, const float* lse,
+                        Heads<float> dq, Heads<float> dk, Heads<float> dv);
+}  // namespace avx512
+
 }  // namespace fastbert

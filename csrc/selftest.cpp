@@ -243,14 +243,6 @@ void test_attention(std::int64_t head_dim, bool causal, std::uint32_t threshold)
 }
 
 #if FASTBERT_X86
-}  // namespace
-namespace fastbert::avx2 {
-void attention(const AttentionCall& call, Heads<float> o, float* lse);
-void attention_backward(const AttentionCall& call, Heads<const float> grad, Heads<const float> o, const float* lse,
-                        Heads<float> dq, Heads<float> dk, Heads<float> dv);
-}  // namespace fastbert::avx2
-namespace {
-
 // Where the CPU has AVX-512, AVX2 says the same, up to rounding.
 void test_attention_sets(std::int64_t head_dim, bool causal) {
   if (!fastbert::has_avx2()) return;

@@ -39,12 +39,9 @@ class PreparedInt8:
         layers: in the order in which they run; one that runs twice is there twice. `why_not` of them is None.
     """
 
-    precision = "int8"
-
     def __init__(self, layers: Sequence[Parts]) -> None:
         self._weights = {layer: _weights(layer) for layer in dict.fromkeys(layers)}
         self._layers = list(layers)
-        self.features: int = layers[0].query.in_features
 
     def run(self, hidden_TN: Tensor, packing: Packing, *, first_only: bool = False) -> Tensor:
         """All layers.

@@ -6,7 +6,7 @@ of one length, so a batch without padding is a single call on views; with dropou
 """
 
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ try:
     from fastbert import _C
 except ImportError:  # a bare checkout: right, but slower
     _C = None  # type: ignore[assignment]
+
+
+class _How(NamedTuple):
+    """What the operators take besides tensors of a row a token, but for max_seqlen, which a CPU does not need."""
+
+    cu_seqlens: Tensor
+    scale: float
+    causal: bool
+    dropout_p: float
+    seed: Tensor | None
+    stream: int
 
 
 def _runs(cu_seqlens: Tensor) -> list[tuple[int, int, int]]:
@@ -51,17 +62,8 @@ def _as_packed(parts: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat(packed) if packed else like.new_empty(like.shape)
 
 
-def _by_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    scale: float,
-    causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-) -> tuple[Tensor, Tensor]:
+def _by_torch(q: Tensor, k: Tensor, v: Tensor, how: _How) -> tuple[Tensor, Tensor]:
+    cu_seqlens, scale, causal, dropout_p, seed, stream = how
     outputs: list[Tensor] = []
     lses = [q.new_empty((q.shape[1], 0), dtype=reference.accumulator(q))]
     for start, count, length in _runs(cu_seqlens):
@@ -81,19 +83,9 @@ def _by_torch(
 
 
 def _backward_by_torch(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    scale: float,
-    causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, how: _How
 ) -> tuple[Tensor, Tensor, Tensor]:
+    cu_seqlens, scale, causal, dropout_p, seed, stream = how
     gradients: list[tuple[Tensor, ...]] = []
     for start, count, length in _runs(cu_seqlens):
         if dropout_p == 0:
@@ -124,35 +116,25 @@ def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     return s
 
 
-def _call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    scale: float,
-    causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-) -> Any:
+def _call(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Any:
     """What C++ is called with, for float32."""
     return _C.AttentionCall(
         q=q.detach().numpy(),
         k=k.detach().numpy(),
         v=v.detach().numpy(),
-        cu_seqlens=cu_seqlens.numpy(),
-        scale=scale,
-        causal=causal,
-        threshold=reference.drop_threshold(dropout_p),
-        keep_scale=reference.keep_scale(dropout_p),
-        seed=0 if seed is None else int(seed),
-        stream=stream,
+        cu_seqlens=how.cu_seqlens.numpy(),
+        scale=how.scale,
+        causal=how.causal,
+        threshold=reference.drop_threshold(how.dropout_p),
+        keep_scale=reference.keep_scale(how.dropout_p),
+        seed=0 if how.seed is None else int(how.seed),
+        stream=how.stream,
         threads=torch.get_num_threads(),
     )
 
 
 def _in_cpp(q: Tensor) -> bool:
-    """16 bits too: in float32 they are faster than PyTorch's flash kernel is with 16."""
+    """Whether C++ takes them: float32, and 16 bits, which it computes in float32."""
     return _C is not None and reference.accumulator(q) == torch.float32 and _C.can_attend()
 
 
@@ -172,16 +154,13 @@ def attention(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    rest = cu_seqlens, scale, causal, dropout_p, seed, stream
+    how = _How(cu_seqlens, scale, causal, dropout_p, seed, stream)
     if not _in_cpp(q):
-        q_THD, k_THD, v_THD = _separate(q, k, v)
-        return _by_torch(q_THD, k_THD, v_THD, *rest)
+        return _by_torch(*_separate(q, k, v), how)
     q_THD, k_THD, v_THD = _separate(*_wide(q, k, v))
-    o, lse = (
-        torch.empty_like(q_THD, memory_format=torch.contiguous_format),
-        q_THD.new_empty(q_THD.shape[1], q_THD.shape[0]),
-    )
-    _call(q_THD, k_THD, v_THD, *rest).forward(o.numpy(), lse.numpy())
+    T, H, D = q_THD.shape
+    o, lse = q_THD.new_empty(T, H, D), q_THD.new_empty(H, T)
+    _call(q_THD, k_THD, v_THD, how).forward(o.numpy(), lse.numpy())
     return o.to(q.dtype), lse
 
 
@@ -200,16 +179,14 @@ def attention_backward(
     seed: Tensor | None,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rest = cu_seqlens, scale, causal, dropout_p, seed, stream
+    how = _How(cu_seqlens, scale, causal, dropout_p, seed, stream)
     if not _in_cpp(q):
-        q_THD, k_THD, v_THD = _separate(q, k, v)
-        dq, dk, dv = _backward_by_torch(do, q_THD, k_THD, v_THD, o, lse, *rest)
+        dq, dk, dv = _backward_by_torch(do, *_separate(q, k, v), o, lse, how)
         return (dq, dk, dv) if k is not None else (torch.stack((dq, dk, dv), dim=1), q.new_empty(0), q.new_empty(0))
     q, k, v = _wide(q, k, v)
     gradients = reference.attention_gradients(q, k, v)
     written = gradients if k is not None else gradients[0].unbind(1)
-    q_THD, k_THD, v_THD = _separate(q, k, v)
-    call = _call(q_THD, k_THD, v_THD, *rest)
+    call = _call(*_separate(q, k, v), how)
     call.backward(*(t.to(q.dtype).numpy() for t in (do, o)), lse.numpy(), *(t.numpy() for t in written))
     dq, dk, dv = (t.to(do.dtype) for t in gradients)
     return dq, dk, dv
