@@ -103,6 +103,10 @@ class Held:
     def metric(self, name: str, **labels: str) -> float:
         return self.service.metrics.registry.get_sample_value(f"fastbert_{name}", labels) or 0.0
 
+    def until_waiting(self, requests: int) -> None:
+        """Until so many are tokenised and wait for the model: `queue_texts` counts what is merely accepted."""
+        until(lambda: self.service.batcher.waiting == requests)
+
     def in_thread(self, path: str, body: object) -> "threading.Thread":
         """A request whose answer is then the thread's `response`."""
 

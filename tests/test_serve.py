@@ -95,7 +95,7 @@ def test_embed_with_a_prompt_of_the_model(served: Held, embedder: Embedder) -> N
     first = served.in_thread("/embed", {"inputs": "a"})
     assert served.gate.entered.wait(PATIENCE)
     asking = [served.in_thread("/embed", {"inputs": ["a dog"], "prompt_name": name}) for name in ("query", None)]
-    until(lambda: served.metric("queue_texts") == 3)
+    served.until_waiting(2)
     served.gate.opened.set()
     for thread, prompt in zip([*asking, first], ["query", None, None], strict=True):
         thread.join(PATIENCE)
@@ -248,9 +248,9 @@ def test_requests_take_turns(served: Held, embedder: Embedder, query: str, batch
     first = served.in_thread("/embed", {"inputs": "a"})
     assert served.gate.entered.wait(PATIENCE)
     many = served.in_thread("/embed", {"inputs": texts})
-    until(lambda: served.metric("queue_texts") == 9)
+    served.until_waiting(1)
     short = served.in_thread("/embed", {"inputs": [query]})
-    until(lambda: served.metric("queue_texts") == 10)
+    served.until_waiting(2)
     served.gate.opened.set()
     for thread in (first, many, short):
         thread.join(PATIENCE)
@@ -269,7 +269,7 @@ def test_what_the_model_cannot_take_fails_alone(
     assert served.gate.entered.wait(PATIENCE)
     good = served.in_thread("/embed", {"inputs": ["a dog"]})
     bad = served.in_thread("/embed", {"inputs": ["a bird"]})
-    until(lambda: served.metric("queue_texts") == 3)
+    served.until_waiting(2)
     served.gate.opened.set()
     for thread in (first, good, bad):
         thread.join(PATIENCE)

@@ -98,6 +98,11 @@ class Batcher:
         self._thread = threading.Thread(target=self._loop, name="fastbert batches", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Requests with texts that no batch has taken yet."""
+        return len(self._queue)
+
     def submit(self, tokens: Tokens) -> "Future[Results]":
         """Queues the texts of a request, at least one."""
         work = Work(tokens)

@@ -95,6 +95,7 @@ class Service:
     Attributes:
         width: N.
         closing: new requests are turned away.
+        batcher: what runs the model, on tokens.
     """
 
     def __init__(self, served: Served, limits: Limits, *, api_key: str | None = None) -> None:
@@ -103,17 +104,17 @@ class Service:
         self.started = int(time.time())
         self.closing = False
         self._key = None if api_key is None else f"Bearer {api_key}".encode()
-        self._batcher = Batcher(served.run, served.engine.batch_tokens, self.metrics)
+        self.batcher = Batcher(served.run, served.engine.batch_tokens, self.metrics)
         self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, "fastbert tokenizer")
         self._accepted = 0  # texts
         # The longest text there is, so that what a model can't do, or compiles, comes before the first request.
         longest = served.tokenize(["a " * served.engine.max_length])
-        self.width = int(self._batcher.submit(longest).result().shape[1])
+        self.width = int(self.batcher.submit(longest).result().shape[1])
 
     def close(self) -> None:
         """When what is queued is done."""
         self._tokenizers.shutdown(cancel_futures=True)
-        self._batcher.close()
+        self.batcher.close()
 
     def admit(self, request: Request) -> None:
         """Raises: Refusal, if the server stops or the request lacks the key."""
@@ -179,11 +180,11 @@ class Service:
 
     async def healthy(self) -> bool:
         """Whether the model runs; where its last batch failed, another one is tried."""
-        if self._batcher.failing:
+        if self.batcher.failing:
             tokens = await self.tokenizing(lambda: self.served.tokenize(["healthy?"]))
             with contextlib.suppress(Exception):
-                await asyncio.wrap_future(self._batcher.submit(tokens))
-        return not self._batcher.failing
+                await asyncio.wrap_future(self.batcher.submit(tokens))
+        return not self.batcher.failing
 
     @contextlib.contextmanager
     def place(self, texts: int) -> Iterator[None]:
@@ -191,7 +192,7 @@ class Service:
         if texts > self.limits.texts:
             raise Refusal(TOO_MANY, f"the request has {texts} texts, but {self.limits.texts} are allowed")
         if self._accepted + texts > self.limits.queue:
-            seconds = math.ceil(self._accepted * self._batcher.seconds_per_text)
+            seconds = math.ceil(self._accepted * self.batcher.seconds_per_text)
             raise Refusal(FULL, "the queue is full: try again later", retry_after=min(max(seconds, 1), 60))
         self._add(texts)
         try:
@@ -213,7 +214,7 @@ class Service:
             raise Refusal(TOO_LONG, f"{tokens.cut} of {len(items)} texts have more than {most} tokens")
         self.metrics.cut.inc(tokens.cut)
         try:
-            return await asyncio.wrap_future(self._batcher.submit(tokens)), len(tokens.ids)
+            return await asyncio.wrap_future(self.batcher.submit(tokens)), len(tokens.ids)
         except Exception as error:
             raise Refusal(FAILED, "the model failed; the server's log says why") from error
 
