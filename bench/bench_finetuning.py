@@ -164,14 +164,16 @@ class Setting:
                 "logging_steps": 10**9}  # fmt: skip
 
     def _wrong(self) -> str | None:
-        """Of the first batch's loss, without dropout, what is off from transformers'."""
-        items = self._batches.items(0)
+        """Of the first batch's loss, without dropout, what is off from transformers', which gets each item alone: in
+        its loss of spans padding has a share, so that an item's loss depends on the longest of its batch."""
+        items, rows = self._batches.items(0), rows_of(self._features)
         batch = {k: v.to(self._device) if isinstance(v, Tensor) else v for k, v in self._features.batch(items).items()}
-        theirs = {k: v.to(self._device) for k, v in padded([rows_of(self._features)[i] for i in items]).items()}
+        alone = [{k: v.to(self._device) for k, v in padded([rows[i]]).items()} for i in items]
         self._model.eval()
         self._theirs.eval()
         with torch.no_grad():
-            ours, expected = self._model(**batch).loss, self._theirs(**theirs).loss
+            ours = self._model(**batch).loss
+            expected = torch.stack([self._theirs(**row).loss for row in alone]).mean()
         self._model.train()
         self._theirs.train()
         error = float((ours - expected).abs() / expected)
