@@ -4,9 +4,6 @@ import re
 import warnings
 from pathlib import Path
 
-ENCODER = ("encoder", "encoder_avx2", "encoder_avx512", "encoder_avx512_bf16", "encoder_avx512_vnni")
-BINDINGS = ("bindings", "bindings_attention", "bindings_encoder")
-CORE = ("attention", "batches", "corpus", *ENCODER, "masking", "packing", "philox", "sampling", "torch_threads")
 NOT_BUILT = (
     "fastbert is installed without its C++ extension, for which there has to be a compiler of C++17 (pip install -v"
     " shows what failed). Models run all the same, slower on a CPU; `fastbert pretrain` and int8 need it."
@@ -55,7 +52,7 @@ def main() -> None:
         ext_modules=[
             Pybind11Extension(
                 "fastbert._C",
-                [f"csrc/{name}.cpp" for name in (*BINDINGS, *CORE)],
+                [str(path) for path in sorted(Path("csrc").glob("*.cpp")) if path.stem != "selftest"],
                 depends=[str(path) for path in Path("csrc").glob("*.h")],
                 cxx_std=17,
                 extra_compile_args=["-O3", "-pthread"],

@@ -23,6 +23,7 @@
 #include "encoder.h"
 #include "parallel.h"
 #include "philox.h"
+#include "shares.h"
 #include "team.h"
 
 #define FASTBERT_WIDTH 16

@@ -19,6 +19,7 @@
 #include "buffer.h"
 #include "encoder.h"
 #include "parallel.h"
+#include "shares.h"
 #include "team.h"
 
 #define FASTBERT_WIDTH 16

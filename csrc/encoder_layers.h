@@ -21,17 +21,14 @@ class EncoderOf final : public Encoder {
       if (layer < 0 || layer >= static_cast<int>(layers_.size())) throw std::invalid_argument("no such layer");
     if (call.embeddings != nullptr) check_ids(*call.embeddings, call.cu_seqlens[call.sequences]);
     const Begin begin(call, sizes_.hidden);
-    const std::vector<Share> shares = shares_of(call);
-    const auto count = static_cast<std::int64_t>(shares.size());
-    if (call.threads > 1 && count < call.threads) {
-      for (const Share& share : shares) run_together(call, begin, order, share);
-      return;
-    }
-    torch_parallel_for(count, call.threads, [&](std::int64_t i) {
+    const Shares shares = shares_of(call.cu_seqlens, call.sequences, call.threads);
+    torch_parallel_for(shares.alone, call.threads, [&](std::int64_t i) {
       Team alone(1);
       const Borrowed space(*this);
-      run_share(call, begin, order, shares[static_cast<std::size_t>(i)], *space, Member{alone, 0});
+      run_share(call, begin, order, shares.all[static_cast<std::size_t>(i)], *space, Member{alone, 0});
     });
+    for (auto i = static_cast<std::size_t>(shares.alone); i < shares.all.size(); ++i)
+      run_together(call, begin, order, shares.all[i]);
   }
 
  private:
@@ -62,11 +59,6 @@ class EncoderOf final : public Encoder {
     const EncoderCall& call_;
     std::int64_t features_;
     std::optional<Norm> norm_;
-  };
-
-  // Sequences that go through all layers together.
-  struct Share {
-    std::int64_t first, last;
   };
 
   struct Space {
@@ -100,21 +92,6 @@ class EncoderOf final : public Encoder {
     EncoderOf& of_;
     std::unique_ptr<Space> space_;
   };
-
-  // Neighbouring sequences with about as many tokens as each other, not too few to read weights for nor so many that
-  // they leave the cache.
-  std::vector<Share> shares_of(const EncoderCall& call) const {
-    const std::int64_t tokens = call.cu_seqlens[call.sequences];
-    const std::int64_t most = std::clamp<std::int64_t>((tokens + call.threads - 1) / call.threads, 32, AT_ONCE);
-    std::vector<Share> shares;
-    std::int64_t first = 0;
-    for (std::int64_t s = 1; s <= call.sequences; ++s) {
-      if (s < call.sequences && call.cu_seqlens[s + 1] - call.cu_seqlens[first] <= most) continue;
-      shares.push_back({first, s});
-      first = s;
-    }
-    return shares;
-  }
 
   void run_together(const EncoderCall& call, const Begin& begin, const std::vector<int>& order, const Share& share) {
     const Borrowed space(*this);
@@ -319,7 +296,7 @@ class EncoderOf final : public Encoder {
     member.wait();
   }
 
-  static constexpr std::int64_t AT_ONCE = 192, CHUNK = 96;
+  static constexpr std::int64_t CHUNK = 96;
   EncoderSizes sizes_;
   std::vector<Layer> layers_;
   std::optional<Norm> norm_;

@@ -17,6 +17,7 @@
 #include "packing.h"
 #include "philox.h"
 #include "sampling.h"
+#include "shares.h"
 
 namespace {
 
@@ -45,6 +46,48 @@ void test_packing() {
       thrown = true;
     }
     check(thrown, "a length out of range");
+  }
+}
+
+// Every sequence is in one share, in order; threads end at about the same time.
+void test_shares() {
+  for (const int threads : {1, 2, 3, 8}) {
+    for (std::uint64_t seed = 0; seed < 300; ++seed) {
+      fastbert::Random random(fastbert::Random::Use::order, seed, 0, 0);
+      const auto draw = [&](std::uint32_t n) { return static_cast<std::int32_t>(random.below(n)); };
+      const std::int32_t sequences = draw(40);
+      const std::uint32_t longest = seed % 3 == 0 ? 20 : 300;
+      std::vector<std::int32_t> cu_seqlens{0};
+      for (int s = 0; s < sequences; ++s) cu_seqlens.push_back(cu_seqlens.back() + (draw(5) == 0 ? 0 : draw(longest)));
+      const fastbert::Shares shares = fastbert::shares_of(cu_seqlens.data(), sequences, threads);
+      std::int64_t next = 0;
+      for (const fastbert::Share& share : shares.all) {
+        check(share.first == next && share.last > next, "a share begins where the last one ends");
+        next = share.last;
+      }
+      check(next == sequences, "all sequences are in a share");
+      check(0 <= shares.alone && shares.alone <= static_cast<std::int64_t>(shares.all.size()), "shares of one thread");
+      std::vector<double> until(static_cast<std::size_t>(threads), 0);
+      for (std::int64_t i = 0; i < shares.alone; ++i) {
+        const fastbert::Share& share = shares.all[static_cast<std::size_t>(i)];
+        *std::min_element(until.begin(), until.end()) += cu_seqlens[static_cast<std::size_t>(share.last)] -
+                                                         cu_seqlens[static_cast<std::size_t>(share.first)];
+      }
+      const std::int32_t tokens = cu_seqlens.back();
+      const auto done = static_cast<std::size_t>(shares.alone) == shares.all.size()
+                            ? tokens
+                            : cu_seqlens[static_cast<std::size_t>(shares.all[static_cast<std::size_t>(shares.alone)].first)];
+      const double end = *std::max_element(until.begin(), until.end()) + (tokens - done) * 1.0 / threads;
+      check(end <= 1.06 * tokens / threads + 1e-9, "threads end together");
+    }
+  }
+  for (const std::int64_t repeated : {1, 10, 100}) {  // short ones: neither the cache's end nor the weights' reading counts
+    std::vector<std::int32_t> cu_seqlens{0};
+    for (std::int64_t s = 0; s < 10 * repeated; ++s) cu_seqlens.push_back(cu_seqlens.back() + 20);
+    for (const fastbert::Share& share : fastbert::shares_of(cu_seqlens.data(), 10 * repeated, 2).all) {
+      const std::int32_t tokens = cu_seqlens[static_cast<std::size_t>(share.last)] - cu_seqlens[static_cast<std::size_t>(share.first)];
+      check(60 <= tokens && tokens <= 200, "a share's tokens");
+    }
   }
 }
 
@@ -313,6 +356,7 @@ void test_embeddings() {
 
 int main() {
   test_packing();
+  test_shares();
   test_mask();
   test_masking();
   test_sampling();

@@ -40,6 +40,7 @@ from fastbert.inference.server.refusals import (
 from fastbert.inference.tokens import Tokens, joined
 
 _CHUNK = 64  # texts that are tokenised at a time: others' come between
+_AT_ONCE = 1000  # characters that are tokenised where they come: a thread's turn would take longer
 _TOKENIZERS = 4  # threads, for a long text not to hold up the others
 _READ_ON = 4  # times the largest body that are read, and dropped, for a client to get to its answer
 
@@ -222,8 +223,9 @@ class Service:
         parts = []
         for start in range(0, len(items), _CHUNK):
             chunk = items[start : start + _CHUNK]
+            work = partial(self.served.tokenize, chunk, **options)
             try:
-                parts.append(await self.tokenizing(partial(self.served.tokenize, chunk, **options)))
+                parts.append(work() if _characters(items) <= _AT_ONCE else await self.tokenizing(work))
             except InputError as error:
                 raise Refusal(FIELD, str(error)) from error
         return joined(parts)
@@ -237,6 +239,11 @@ class Service:
                 raise Refusal(FIELD, f"number {i} has token ids that are not in [0, {vocabulary})")
         lengths = np.array([len(row) for row in rows], np.int64)
         return Tokens(np.concatenate([np.array(row, np.int32) for row in rows]), lengths)
+
+
+def _characters(items: Sequence[Any]) -> int:
+    """Of texts, or pairs of texts."""
+    return sum(len(item) if isinstance(item, str) else sum(map(len, item)) for item in items)
 
 
 async def _until_disconnect(receive: Receive) -> None:
