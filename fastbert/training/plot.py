@@ -95,7 +95,10 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         records: dict[int, dict[str, Any]] = {}
         for record in map(json.loads, lines):  # a step may have several
             records[record["step"]] = {**records.get(record["step"], {}), **record}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        what = "there is no such file or folder" if not path.exists() else error.strerror or error
+        raise InputError(f"{path} is no log of a run: {what}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no log of a run: {error}") from error
     if not records:
         raise InputError(f"{path} is empty: the run has not logged yet")

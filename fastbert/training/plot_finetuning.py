@@ -213,6 +213,8 @@ def _curves(figure: Any, runs: Sequence[_Run], keys: Sequence[str]) -> None:
         axis.locator_params(axis="x", nbins=5)
         if key == "learning_rate":
             axis.yaxis.set_major_formatter(small)
+        if key.startswith("eval_") and key != "eval_loss":
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")  # as figures are written elsewhere
         if key in ("learning_rate", "loss"):
             axis.set_ylim(bottom=min(0.0, -0.02 * axis.get_ylim()[1]))
     for i, axis in enumerate(axes.flat):
@@ -352,7 +354,7 @@ def _by_class(axis: Any, run: _Run, named: bool = True) -> None:
     rows = range(len(found))
     shown = sorted(sorted(rows, key=lambda i: -found[i].get("count", 0))[:_NAMED])
     values = [found[i]["f1"] for i in shown]
-    said = [f"{100 * value:.1f}" + (f" of {found[i]['count']:,}" if "count" in found[i] else "")
+    said = [f"{100 * value:.1f}" + (f" (n = {found[i]['count']:,})" if "count" in found[i] else "")
             for i, value in zip(shown, values, strict=True)]  # fmt: skip
     _bars(axis, [_short(str(found[i]["class"])) for i in shown] if named else [], values, said, 1.0)
     axis.set_title("F1 of each" if len(shown) == len(rows) else f"F1 of the {len(shown)} most frequent")
