@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from bench.commit import commit
+from fastbert.terminal import counted
 
 OURS = "fastbert"
 PACKAGES = (
@@ -139,7 +140,7 @@ class Run:
     @property
     def name(self) -> str:
         """The machine, for people."""
-        cpu = f"{self.machine['cpu']}, {self.machine['threads']} threads"
+        cpu = f"{self.machine['cpu']}, {counted(self.machine['threads'], 'thread')}"
         return self.machine["gpu"] or cpu
 
     @property
