@@ -1,6 +1,5 @@
 """fastbert serve: a model behind HTTP."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -34,8 +33,6 @@ def serve(
 ) -> None:
     """Serve a model: OpenAI's /v1/embeddings, and /embed, /rerank and /predict of text-embeddings-inference."""
     require("orjson", "prometheus_client", "starlette", "uvicorn", to="serve a model")
-    # Before PyTorch is loaded: its threads wait asleep, or they would spin on cores that requests are read on.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fastbert.inference.server.models import load
     from fastbert.inference.server.run import bound, run
     from fastbert.inference.server.service import Limits, Service
