@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -293,6 +294,14 @@ class TestSimilar:
         assert lines[0] == "[dogs]"
         assert lines[1].split() == ["cosine", "id", "text"]
         assert len(lines) == 5
+
+    def test_a_long_text_takes_no_place_of_score_and_id(self, run: Run, checkpoint: str, tmp_path: Path) -> None:
+        (tmp_path / "long.txt").write_text("the cat sat on the mat and the dog ran to the bird " * 9 + "\n")
+        _, out, _ = run("similar", checkpoint, tmp_path / "long.txt", "the cat")
+        lines = [line.split() for line in out.splitlines() if line.strip()]
+        assert lines[1] == ["cosine", "id", "text"]
+        assert re.fullmatch(r"\d\.\d{3}", lines[3][0])
+        assert lines[3][1:3] == ["0", "the"]
 
     def test_mistakes_are_one_line(self, run: Run, checkpoint: str, tmp_path: Path) -> None:
         np.save(tmp_path / "small.npy", np.zeros((3, 8), np.float32))

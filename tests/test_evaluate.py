@@ -260,7 +260,7 @@ class TestCommand:
         (tmp_path / "run/run.json").write_text("{}")
         for arguments, message in (
             ([str(other)], "has another vocabulary than"),
-            ([str(tmp_path / "encoder")], "predicts no words: it lacks cls.predictions"),
+            ([str(tmp_path / "encoder")], "predicts no words: it lacks 6 weights, cls.predictions"),
             ([str(tmp_path / "run")], "has no model yet, and no checkpoint"),
             ([str(trained), "--max-length", "65"], "takes at most 64 tokens"),
             ([str(tmp_path / "none")], "no such directory"),

@@ -114,7 +114,7 @@ def test_what_is_too_long_is_cut_or_refused(served: Held, embedder: Embedder) ->
     assert_near(post(served, "/embed", {"inputs": [LONG, "a"]}).json(), unit(embedder.encode([LONG, "a"])))
     assert served.metric("cut_texts_total") == before + 1
     refused = post(served, "/embed", {"inputs": [LONG, "a"], "truncate": False})
-    message = "1 of 2 texts have more than 48 tokens"
+    message = "1 of 2 texts has more than 48 tokens"
     assert (refused.status_code, refused.json()) == (413, {"error": message, "error_type": "Validation"})
     refused = post(served, "/v1/embeddings", {"model": "tiny", "input": [LONG, "a"], "truncate": False})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")

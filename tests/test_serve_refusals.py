@@ -104,7 +104,7 @@ def test_a_mistake_is_answered_as_tei_does(
         ("/rerank", {"query": "a", "texts": "b"}, 422, "texts must be a list of strings, but is a string"),
         ("/rerank", {"query": ["a"], "texts": ["b"]}, 422, "query must be a string, but is a list"),
         ("/rerank", {"query": "a", "texts": ["b", None]}, 422, "texts must be strings, but number 1 is null"),
-        ("/rerank", {"query": "a", "texts": ["b", LONG], "truncate": False}, 413, "1 of 2 texts have more than 48"),
+        ("/rerank", {"query": "a", "texts": ["b", LONG], "truncate": False}, 413, "1 of 2 texts has more than 48"),
         ("/predict", {"inputs": ["a", "b", "c"]}, 422, "inputs must be a string, a pair"),
         ("/predict", {"inputs": [["a"], "b"]}, 422, "inputs must be a string, a pair"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, 422, "inputs must be a string, a pair"),

@@ -104,7 +104,8 @@ def _print(query: str, hits: "list[Hit]", score: str) -> None:
     table = Table(score, "id", box=box.SIMPLE_HEAD, title=Text(query), title_justify="left")
     table.columns[0].justify = table.columns[1].justify = "right"
     if any(hit.text is not None for hit in hits):
-        table.add_column("text", overflow="ellipsis", no_wrap=True)
+        table.expand = True  # a column with a ratio takes what the others leave
+        table.add_column("text", overflow="ellipsis", no_wrap=True, ratio=1)
     for hit in hits:
         texts = [] if hit.text is None else [Text(" ".join(hit.text.split()))]
         table.add_row(f"{hit.score:.3f}", Text(str(hit.id)), *texts)

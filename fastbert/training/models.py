@@ -12,6 +12,7 @@ from fastbert.data.store import Store, read_json
 from fastbert.errors import InputError
 from fastbert.inference.loading import load_config as load_checkpoint_config
 from fastbert.inference.loading import load_tokenizer, load_weights
+from fastbert.terminal import counted
 from fastbert.training import checkpoints, files
 from fastbert.training.recipe import Recipe, check_config, load_config
 
@@ -109,7 +110,8 @@ def to_evaluate(name: str, store: Store) -> tuple[Any, str]:
                 objective = "mlm"
                 model, missing = load_weights(AutoModelForMaskedLM, name)
     if missing:
-        raise InputError(f"{name} predicts no words: it lacks {missing[0]}, and {len(missing)} weights in all")
+        lacks = f"{counted(len(missing), 'weight')}, {missing[0]} among them"
+        raise InputError(f"{name} predicts no words: it lacks {lacks}")
     return fastbert.patch(model.eval()), objective
 
 

@@ -38,6 +38,7 @@ from fastbert.inference.server.refusals import (
     Refusal,
 )
 from fastbert.inference.tokens import Tokens, joined
+from fastbert.terminal import counted
 
 _CHUNK = 64  # texts that are tokenised at a time: others' come between
 _AT_ONCE = 1000  # characters that are tokenised where they come: a thread's turn would take longer
@@ -212,7 +213,8 @@ class Service:
             tokens = await self._tokens(items, options)
         if tokens.cut and not truncate:
             most = self.served.engine.max_length
-            raise Refusal(TOO_LONG, f"{tokens.cut} of {len(items)} texts have more than {most} tokens")
+            which = f"{tokens.cut} of {counted(len(items), 'text')} {'has' if tokens.cut == 1 else 'have'}"
+            raise Refusal(TOO_LONG, f"{which} more than {most} tokens")
         self.metrics.cut.inc(tokens.cut)
         try:
             return await asyncio.wrap_future(self.batcher.submit(tokens)), len(tokens.ids)
