@@ -222,12 +222,11 @@ class Service:
             raise Refusal(FAILED, "the model failed; the server's log says why") from error
 
     async def _tokens(self, items: Sequence[Any], options: dict[str, Any]) -> Tokens:
-        parts = []
+        parts, at_once = [], _characters(items) <= _AT_ONCE
         for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            work = partial(self.served.tokenize, chunk, **options)
+            work = partial(self.served.tokenize, items[start : start + _CHUNK], **options)
             try:
-                parts.append(work() if _characters(items) <= _AT_ONCE else await self.tokenizing(work))
+                parts.append(work() if at_once else await self.tokenizing(work))
             except InputError as error:
                 raise Refusal(FIELD, str(error)) from error
         return joined(parts)
