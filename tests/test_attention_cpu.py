@@ -116,8 +116,11 @@ q, k, v = torch.randn(177, 3, 3, 32).unbind(1)
 rest = torch.tensor([0, 40, 170, 177], dtype=torch.int32), 130, 0.2, False, 0.1, torch.tensor(5), 7
 child = os.fork()
 o, lse = attention_fwd(q, k, v, *rest)
-print(sum(float(abs(t.numpy()).sum()) for t in attention_bwd(o, q, k, v, o, lse, *rest)), flush=True)
-os._exit(0) if child == 0 else os.waitpid(child, 0)
+total = sum(float(abs(t.numpy()).sum()) for t in attention_bwd(o, q, k, v, o, lse, *rest))
+os.write(1, f"{total}\\n".encode())  # whole lines: print may write the number and the line's end apart, and two print here
+if child == 0:
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
