@@ -117,7 +117,7 @@ rest = torch.tensor([0, 40, 170, 177], dtype=torch.int32), 130, 0.2, False, 0.1,
 child = os.fork()
 o, lse = attention_fwd(q, k, v, *rest)
 total = sum(float(abs(t.numpy()).sum()) for t in attention_bwd(o, q, k, v, o, lse, *rest))
-os.write(1, f"{total}\\n".encode())  # whole lines: print may write the number and the line's end apart, and two print here
+os.write(1, f"{total}\\n".encode())  # a whole line: print may write the number and the line's end apart
 if child == 0:
     os._exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -187,10 +187,13 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(run: Run, checkpoint: str, 
     status, _, err = run(*arguments, "-o", tmp_path / "v.npy", "--pool", "cls", "--resume")
     assert status == 1
     assert "was begun with engine" in err
+    status, _, err = run(*arguments, "-o", tmp_path / "v.npy", "--dtype", "fp16", "--resume")
+    assert status == 1
+    assert "was begun with dtype fp32, and now it is fp16" in err
     assert err.endswith("--force begins anew\n")
     status, _, err = run(*arguments, "-o", tmp_path / "v.npy", "--resume")
     assert status == 0
-    assert "5 texts, 35 tokens (1 empty, 3 from before) in" in err
+    assert "5 texts, 35 tokens (1 empty, 3 from before), the others in" in err
     assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert not parts.exists()
 

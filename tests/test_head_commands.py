@@ -75,7 +75,7 @@ def test_rerank_writes_a_score_for_each_pair(run: Run, folders: dict[str, str], 
     for suffix in ("jsonl", "npy", "parquet"):
         status, err = run("rerank", pairs, "-o", tmp_path / f"s.{suffix}", "--id-key", "n", *options)
         assert status == 0, err
-        assert err.startswith("fastbert: 5 texts, ")
+        assert err.startswith("fastbert: 5 pairs, ")
         assert "1 cut at 30 tokens" in err
     rows = read(tmp_path / "s.jsonl")
     assert [row["id"] for row in rows] == [f"row {i}" for i in range(5)]

@@ -124,16 +124,36 @@ class TestStore:
 
 class TestMistakes:
     def test_none_or_all(self, vocabulary_file: Path, tmp_path: Path) -> None:
+        """Another share is tried with the same command, and what was not fastbert's stays in the folder."""
         for share, message in (
-            (0.0001, "of 104 documents 0.01% holds out none: remove .*/corpus, and ask for more"),
-            (0.9999, "of 104 documents 99.99% holds out every one: remove .*/corpus, and ask for less"),
+            (0.0001, "of 104 documents 0.01% holds out none: 2.9% would most likely do"),
+            (0.9999, "of 104 documents 99.99% holds out all: 97% would most likely do"),
         ):
             with pytest.raises(InputError, match=message):
                 make_store([FABLES], tmp_path / "corpus", vocabulary_file, held_out=share)
-            for path in (tmp_path / "corpus", tmp_path / "corpus" / HELD_OUT):
-                with pytest.raises(InputError, match="is not finished"):
-                    Store.open(path)
-            shutil.rmtree(tmp_path / "corpus")
+            assert not (tmp_path / "corpus").exists()
+        make_store([FABLES], tmp_path / "corpus", vocabulary_file, held_out=0.029)
+        assert Store.open(tmp_path / "corpus" / HELD_OUT).documents > 0
+
+    def test_of_few_documents(self, vocabulary_file: Path, tmp_path: Path) -> None:
+        few = write(tmp_path / "few.txt", "A fox.\n\nA crow.\n")
+        with pytest.raises(InputError, match=r"of 2 documents 0\.5% holds out none: there are too few"):
+            make_store([few], tmp_path / "corpus", vocabulary_file, held_out=0.005)
+
+    def test_what_was_there_stays(self, vocabulary_file: Path, tmp_path: Path) -> None:
+        """A finished store, whose text is another now; and a file that is nobody's."""
+        text, path = write(tmp_path / "a.txt", "A fox."), tmp_path / "corpus"
+        make_store([text], path, vocabulary_file)
+        before = content(path)
+        write(text, " " * 6)
+        with pytest.raises(InputError, match="nothing is left of the text"):
+            make_store([text], path, vocabulary_file)
+        assert content(path) == before
+        (path / "manifest.json").unlink()
+        write(path / "notes.md", "mine")
+        with pytest.raises(InputError, match="nothing is left of the text"):
+            make_store([text], path, vocabulary_file)
+        assert [file.name for file in path.iterdir()] == ["notes.md"]
 
     def test_another_share(self, undisturbed: Path, texts: list[Path], vocabulary_file: Path) -> None:
         for share in (None, 0.3):

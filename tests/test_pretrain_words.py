@@ -29,6 +29,7 @@ from fastbert.data.store import Store
 from fastbert.errors import InputError
 from fastbert.training import checkpoints, continued
 from fastbert.training.live import Terminal, of_pretraining
+from fastbert.training.pretraining_trainer import PretrainingTrainer
 from fastbert.training.recipe import load_config
 from fastbert.training.summary import tokens_of_steps
 from tests.corpora import random_store
@@ -138,6 +139,54 @@ class TestWords:
         saved = {int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*")}
         assert saved == {4, 6, 9, 12}
         assert warnings_of_others == []
+
+    def test_a_run_shorter_than_its_logs_has_figures(self, corpus: Path, tmp_path: Path) -> None:
+        """Those of all its steps; and a longer one those of its last steps. Accuracy is the last step's."""
+        for log_every, logged in ((100, [3]), (2, [2, 3])):
+            output = tmp_path / str(log_every)
+            run(corpus, output, steps=3, warmup=1, log_every=log_every, eval_every=0)
+            lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+            assert [record["step"] for record in lines] == logged
+            assert all({"loss", "mlm_accuracy", "tokens_per_second"} <= record.keys() for record in lines)
+
+    def test_phases_that_have_a_step(
+        self, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(corpus, tmp_path / "run", steps=2, warmup=1, phases=((32, 0.99), (64, 0.01)), eval_every=1)
+        error = capfd.readouterr().err
+        assert "  steps          2 of 8 sequences; all of up to 32 tokens\n" in error
+        assert "of up to 32 tokens, every step\n" in error
+        assert "after a warm-up of 1 step, " in error
+
+    @pytest.mark.parametrize("checkpoint", [None, 4])
+    def test_ctrl_c(
+        self,
+        corpus: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        checkpoint: int | None,
+    ) -> None:
+        def stop(trainer: PretrainingTrainer, *args: Any, **options: Any) -> Any:
+            if trainer.state.global_step == (checkpoint or 0) + 1:
+                raise KeyboardInterrupt
+            return loss(trainer, *args, **options)
+
+        loss, output = PretrainingTrainer.compute_loss, tmp_path / "run"
+        options = {"config": corpus.parent / "config.json", "data": corpus, "output": output, "steps": 12}
+        options |= {"batch-size": 8, "phases": "32:1", "save-every": 4, "eval-every": 0, "device": "cpu"}
+        monkeypatch.setattr("sys.argv", ["fastbert", "pretrain", *(f"--{k}={v}" for k, v in options.items())])
+        monkeypatch.setattr(PretrainingTrainer, "compute_loss", stop)
+        with pytest.raises(SystemExit, match="130"):
+            cli.main()
+        kept = ", before the first checkpoint (--save-every)"
+        if checkpoint:
+            kept = f"; {output}/checkpoint-{checkpoint} is whole: the same command goes on from there"
+        assert capfd.readouterr().err.splitlines()[-1] == f"fastbert: stopped{kept}"
+        monkeypatch.setattr(PretrainingTrainer, "compute_loss", loss)
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        assert (f"resumed at step {checkpoint} of 12" in capfd.readouterr().err) == (checkpoint is not None)
 
     def test_of_a_new_head(
         self, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], warnings_of_others: list[str]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.commands.interrupted import saying_what_is_kept
 from fastbert.commands.options import torch_device
 from fastbert.commands.pretrain import NonFinite, numbers
 from fastbert.commands.pretrain import Precision as TrainingPrecision
@@ -164,10 +165,11 @@ def finetune(
         "device": target,
         "reporters": reporting.callbacks(report_to or ()),
     }
-    if features is None:
-        run = Finetuning(made, tuning, output, **options)
-    else:
-        run = FrozenRun(made, tuning, output, features, memory=features_memory, **options)
-    run()
-    if test:
-        run.write_tests()
+    with saying_what_is_kept(lambda: f"; what is whole in {output} stays, and the same command goes on"):
+        if features is None:
+            run = Finetuning(made, tuning, output, **options)
+        else:
+            run = FrozenRun(made, tuning, output, features, memory=features_memory, **options)
+        run()
+        if test:
+            run.write_tests()

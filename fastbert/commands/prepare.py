@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.commands.interrupted import saying_what_is_kept
 from fastbert.errors import InputError, require_posix
 from fastbert.machine import cores
 from fastbert.terminal import counted, note, progress
@@ -135,13 +136,14 @@ def prepare(
         "shard": (number, of),
         "held_out": share,
     }
-    data.prepare(found, output, tokenizer, only_tokenizer=True, **options)
-    if only_vocab:
-        note(f"the vocabulary is in {output}")
-        return
-    start = time.perf_counter()
-    with progress("preparing", size, "bytes") as advance:
-        done = data.prepare(found, output, tokenizer, workers=workers or cores(), progress=advance, **options)
+    with saying_what_is_kept(lambda: f"; what is whole in {output} stays, and the same command goes on"):
+        data.prepare(found, output, tokenizer, only_tokenizer=True, **options)
+        if only_vocab:
+            note(f"the vocabulary is in {output}")
+            return
+        start = time.perf_counter()
+        with progress("preparing", size, "bytes") as advance:
+            done = data.prepare(found, output, tokenizer, workers=workers or cores(), progress=advance, **options)
     assert done is not None
     seconds = time.perf_counter() - start
     for reason, count in sorted(done.problems.counts.items()):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.commands.interrupted import saying_what_is_kept
 from fastbert.commands.options import torch_device
 from fastbert.errors import InputError, require, require_posix
 
@@ -189,7 +190,17 @@ def pretrain(
         eval_sequences=eval_sequences,
         report_to=tuple(report_to or ()),
     )
-    train(recipe, data, output, device=target, notes=notes)
+    with saying_what_is_kept(lambda: _kept(output)):
+        train(recipe, data, output, device=target, notes=notes)
+
+
+def _kept(output: Path) -> str:
+    from fastbert.training.checkpoints import last_checkpoint
+
+    last = last_checkpoint(output)
+    if last is None:
+        return ", before the first checkpoint (--save-every)"
+    return f"; {last} is whole: the same command goes on from there"
 
 
 def numbers(option: str, text: str) -> list[float]:

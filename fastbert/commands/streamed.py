@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastbert.commands.interrupted import saying_what_is_kept
 from fastbert.commands.texts import say_who_is_waited_for, warn_of_rows, warn_of_tokenizer
 from fastbert.errors import InputError
 from fastbert.terminal import bar, counted, note
@@ -78,16 +79,13 @@ class StreamedRun:
         """
         from fastbert.inference.outputs import Refused
 
-        with self._output as output:
+        with self._output as output, saying_what_is_kept(lambda: output.kept):
             try:
                 self._run(engine, model, options, what)
             except Refused:
                 raise
             except InputError as error:
                 raise InputError(f"{error}{output.kept}") from error
-            except KeyboardInterrupt:
-                note(f"stopped{output.kept}")
-                raise typer.Exit(130) from None
 
     def _run(self, engine: Any, model: str, options: Mapping[str, Any], what: str) -> None:
         from fastbert.inference.outputs import job_of
@@ -116,8 +114,9 @@ class StreamedRun:
         ]
         done = output.total("tokens") - sum(window["tokens"] for window in output.windows[: output.before])
         note(
-            f"{counted(output.rows, 'text')}, {counted(output.total('tokens'), 'token')}"
-            f"{' (' + ', '.join(asides) + ')' if asides else ''} in {seconds:.1f} s, {done / seconds:,.0f} tokens/s"
+            f"{counted(output.rows, rows.noun)}, {counted(output.total('tokens'), 'token')}"
+            f"{' (' + ', '.join(asides) + ')' if asides else ''}{', the others' if before else ''}"
+            f" in {seconds:.1f} s, {done / seconds:,.0f} tokens/s"
             f" (waited {stream.waited:.1f} s for texts): {output.path} {shape}"
         )
 
@@ -132,7 +131,7 @@ def progress_of(what: str, rows: "Rows", before: int = 0) -> Iterator[Callable[[
 
         def progress(done: int, tokens: int) -> None:
             seconds = max(time.perf_counter() - start, 1e-9)
-            rate = f"{before + done:,} texts, {done / seconds:,.0f} texts/s, {tokens / seconds:,.0f} tokens/s"
-            update(rows.read * (before + done) / max(rows.number, 1), rate)
+            rates = f"{done / seconds:,.0f} {rows.noun}s/s, {tokens / seconds:,.0f} tokens/s"
+            update(rows.read * (before + done) / max(rows.number, 1), f"{counted(before + done, rows.noun)}, {rates}")
 
         yield progress

@@ -27,8 +27,11 @@ from fastbert.data.parts import begin_worker, write_part
 from fastbert.data.readers import Reader
 from fastbert.data.sources import Source, Stdin
 from fastbert.errors import InputError
+from fastbert.terminal import counted
 
 Progress = Callable[[int], None]
+
+_LIKELY = 3.0  # documents that are expected to be held out: then it is one at least in 95 of 100 corpora
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Build:
         finally:
             pool.shutdown(cancel_futures=True)
         if not checksums:
-            raise InputError("nothing is left of the text: " + (str(problems) or "the files hold no document"))
+            raise self._never(f"nothing is left of the text: {str(problems) or 'the files hold no document'}")
         entries, *held_out = zip(*(done[number] for number in sorted(done)), strict=True) if done else ((),)
         totals = _totals(entries)
         held_out_totals = _totals(held_out[0] if held_out else ())
@@ -224,15 +227,24 @@ class Build:
 
     def _check_sides(self, manifests: Sequence["_Manifest"]) -> None:
         documents = [manifest.documents for manifest in manifests]
-        folder = self.drafts[0].folder
-        if sum(documents) == 0:
-            raise InputError(f"nothing is left of the text: {manifests[0].left_out}")
+        every = sum(documents)
+        if every == 0:
+            raise self._never(f"nothing is left of the text: {manifests[0].left_out}")
         if 0 in documents:
-            few = documents[0] > 0
-            raise InputError(
-                f"of {sum(documents):,} documents {100 * (self.held_out or 0):g}% holds out"
-                f" {'none' if few else 'every one'}: remove {folder}, and ask for {'more' if few else 'less'}"
-            )
+            assert self.held_out is not None
+            none = documents[0] > 0
+            better = _LIKELY / every if none else 1 - _LIKELY / every
+            wrong = f"of {counted(every, 'document')} {100 * self.held_out:g}% holds out {'none' if none else 'all'}"
+            if every >= 2 * _LIKELY and (self.held_out < better) == none:
+                raise self._never(f"{wrong}: {100 * better:.2g}% would most likely do")
+            raise self._never(f"{wrong}: there are too few")
+
+    def _never(self, message: str) -> InputError:
+        """Of what no run with these settings can finish: the folder is left to others, but for what was finished."""
+        folder = self.drafts[0].folder
+        if not (folder / store.MANIFEST).exists():
+            store.remove(folder)
+        return InputError(message)
 
 
 class _Manifest:

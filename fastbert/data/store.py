@@ -14,10 +14,12 @@
 Every file of it, and the part's folder itself, appears whole or not at all: it is made under a hidden name.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -247,6 +249,19 @@ def whole_part(folder: Path, expected: Mapping[str, Any] | None = None) -> dict[
     except (InputError, KeyError, TypeError):
         return None
     return content
+
+
+def remove(folder: Path) -> None:
+    """Take away what a store has in its folder, the plan last, and the folder if nothing else is in there."""
+    if (folder / HELD_OUT).is_dir():
+        remove(folder / HELD_OUT)
+    for part in folder.glob("part-*"):
+        shutil.rmtree(part, ignore_errors=True)
+    shards = [file for file in folder.iterdir() if _SHARD.fullmatch(file.name)]
+    for file in (*shards, folder / MANIFEST, *(folder / name for name in TOKENIZER_FILES), folder / PLAN):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not empty
+        folder.rmdir()
 
 
 def write_json(path: Path, content: object) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastbert.errors import InputError
-from fastbert.families import _base
 from fastbert.families._base import is_fast, max_tokens
 from fastbert.inference.encoding import Encoder, checked, is_pair, is_text, joined, naming_surrogates, takes_types
 from fastbert.inference.graphs import graphs as capture
 from fastbert.inference.loading import vocabulary_size
+from fastbert.inference.precision import name_of
 from fastbert.inference.tokens import Tokens, by_budget, ranges
 from fastbert.packing import Packing
 from fastbert.warmup import warm_up
@@ -103,7 +103,7 @@ class Engine:
         if max_length is not None and not shortest <= max_length <= longest:
             raise InputError(f"max_length must be in [{shortest}, {longest}] for this model, but is {max_length}")
         self.model, self.tokenizer = model, tokenizer
-        self.inference_dtype = _base.state(cast(PreTrainedModel, model.base_model)).options.inference_dtype
+        self.dtype = name_of(model)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self.max_length = max_length or longest
         self.graphs = capture(model) if graphs else None

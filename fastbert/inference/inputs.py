@@ -43,6 +43,7 @@ class Rows:
         texts: from a record, its place and where problems are counted to what an engine takes; of {} something, too.
 
     Attributes:
+        noun: what a row is, in messages.
         name, size, number, read, problems: of `Records`.
 
     Raises:
@@ -58,6 +59,7 @@ class Rows:
         texts: Texts | None = None,
     ) -> None:
         self.keys, self.id_key = dict(keys), id_key
+        self.noun = "row" if texts is not None else "text" if len(self.keys) == 1 else "pair"
         self._texts = self._of_keys if texts is None else texts
         self._records = Records(path, self.keys if id_key is None else {**self.keys, "--id-key": id_key}, format)
         self.name, self.size = self._records.name, self._records.size

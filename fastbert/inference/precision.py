@@ -1,10 +1,12 @@
 """What a model's weights and products are in, by name."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from transformers import PreTrainedModel
 
 from fastbert.errors import InputError
+from fastbert.families._base import state
 from fastbert.prepared import why_no_precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,6 +23,13 @@ class Precision(NamedTuple):
 
     dtype: torch.dtype
     inference_dtype: str | None = None
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """Of a patched model: what `choose` was given for it, or could have been; for another dtype PyTorch's name."""
+    base = cast(PreTrainedModel, model.base_model)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return state(base).options.inference_dtype or names.get(model.dtype, str(model.dtype))
 
 
 def choose(dtype: torch.dtype | str | None, device: torch.device | str) -> Precision:

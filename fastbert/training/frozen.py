@@ -149,7 +149,7 @@ class FrozenRun(Finetuning):
                 record = {"learning_rate": schedule.get_last_lr()[0], "time": time.time()}
                 schedule.step()
                 advance(1)
-                if losses and step % tuning.log_every == 0:
+                if losses and (step % tuning.log_every == 0 or step == steps):
                     logs.append(log, {"step": step, "loss": float(np.mean(losses)), "grad_norm": norm, **record})
                     losses = []
                 if step == steps or step % (tuning.eval_every or an_epoch) == 0:

@@ -44,6 +44,13 @@ def is_evaluation(logs: dict[str, Any]) -> bool:
     return any(key.startswith("eval_") for key in logs)
 
 
+class LogLast(TrainerCallback):
+    """The last step is logged, too: a run that is shorter than `logging_steps` has figures."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log |= state.global_step == state.max_steps
+
+
 class LogFile(TrainerCallback):
     """A JSON object a line, flushed."""
 

@@ -148,10 +148,11 @@ def _evaluation(recipe: Recipe, data: Path, rank: int, world_size: int) -> tuple
     store = Store.open(data / HELD_OUT, verify=rank == 0)
     length = evaluated_length([length for length, _ in recipe.phases])
     evaluation = Evaluation(store, recipe.sampling.objective, length, recipe.eval_sequences, rank, world_size)
+    every = recipe.evaluated_every
     return evaluation, (
         f"{counted(store.documents, 'document')}, {counted(store.tokens, 'token')};"
         f" {counted(evaluation.sequences, 'sequence')} of up to {length} tokens, every"
-        f" {counted(recipe.evaluated_every, 'step')}"
+        f" {'step' if every == 1 else counted(every, 'step')}"
     )
 
 

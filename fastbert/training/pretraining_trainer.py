@@ -43,7 +43,8 @@ class PretrainingTrainer(RunTrainer):
             self.evaluate()  # what training begins with
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        self._accuracy.armed = (self.state.global_step + 1) % self.args.logging_steps == 0
+        step = self.state.global_step + 1
+        self._accuracy.armed = step % self.args.logging_steps == 0 or step == self.state.max_steps
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _count(self, batch: Any) -> Sequence[float]:

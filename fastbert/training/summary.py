@@ -74,9 +74,10 @@ def _batch(sampling: Sampling) -> str:
 
 
 def _phases(phases: Sequence[Phase]) -> str:
+    there = [phase for phase in phases if phase.steps]  # a run of few steps may have none of the last
     return ", then ".join(
-        f"{counted(phase.steps, 'step') if len(phases) > 1 else 'all'} of up to {counted(phase.max_length, 'token')}"
-        for phase in phases
+        f"{counted(phase.steps, 'step') if len(there) > 1 else 'all'} of up to {counted(phase.max_length, 'token')}"
+        for phase in there
     )
 
 

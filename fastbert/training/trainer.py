@@ -21,6 +21,7 @@ from fastbert.errors import InputError
 from fastbert.terminal import note
 from fastbert.training import checkpoints, files, metrics
 from fastbert.training.finite import BEGIN, FiniteSteps, check_weights
+from fastbert.training.logs import LogLast
 
 
 def arguments(output: Path, on_cpu: bool, **options: Any) -> TrainingArguments:
@@ -103,6 +104,7 @@ class RunTrainer(Trainer, abc.ABC):
         self.paused = 0.0  # seconds of all that was no training
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        self.add_callback(LogLast())
 
     # What a run has of its own.
 
