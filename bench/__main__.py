@@ -8,12 +8,15 @@ from typing import Annotated
 import torch
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+from fastbert.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Results = Annotated[Path, typer.Option(help="folder for what is written")]
 Budget = Annotated[float, typer.Option(help="seconds in all")]
 Device = Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal")]
 Smallest = Annotated[bool, typer.Option("--smallest", help="only the smallest cases")]
+Texts = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="a text a line")]
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -54,7 +57,7 @@ def gelu() -> None:
 
 
 @app.command()
-def serve(model: str, texts: Path, dtype: str = "fp32", device: Device = HERE) -> None:
+def serve(model: str, texts: Texts, dtype: str = "fp32", device: Device = HERE) -> None:
     """Throughput of `fastbert serve` under a load from another process, against one offline run."""
     from bench.serving import main
 
@@ -114,4 +117,7 @@ def compare(before: Path, after: Path) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except InputError as error:
+        sys.exit(f"error: {error}")
