@@ -55,7 +55,8 @@ def test_ids_types_and_cuts_are_transformers(name: str, max_length: int) -> None
     texts = _texts(80)
     items = [*texts[:40], *zip(texts[:40], texts[40:], strict=True), ("", ""), ("a dog", ""), ("", LONG)]
     assert (backend_of(tokenizer) is None) == (name == "of its own")
-    actual = Encoder(tokenizer, max_length, types=True)(items)
+    encode = Encoder(tokenizer, max_length, types=True)
+    actual = encode(items)
     ids, types, lengths, cut = [], [], [], 0
     for item in items:
         parts = [[text] for text in ([item] if isinstance(item, str) else item)]
@@ -69,6 +70,11 @@ def test_ids_types_and_cuts_are_transformers(name: str, max_length: int) -> None
     assert actual.types.tolist() == types
     assert actual.lengths.tolist() == lengths
     assert actual.cut == cut > 0
+    alone = [encode([item]) for item in items]
+    assert [i for each in alone for i in each.ids.tolist()] == ids
+    assert [i for each in alone for i in ([0] * len(each.ids) if each.types is None else each.types.tolist())] == types
+    assert [length for each in alone for length in each.lengths.tolist()] == lengths
+    assert sum(each.cut for each in alone) == cut
 
 
 def test_single_texts_have_no_types() -> None:

@@ -72,7 +72,10 @@ class Encoder:
         """Ids as transformers gives them. Raises: TypeError, if an item is no text and no pair."""
         if self._backend is None:
             return self._by_transformers(items)
-        encodings = self._backend.encode_batch_fast(items)
+        if len(items) == 1:  # a batch would wake up the library's threads: 0.1 ms
+            encodings = [self._backend.encode(*((items[0],) if isinstance(items[0], str) else items[0]))]
+        else:
+            encodings = self._backend.encode_batch_fast(items)
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         types = None
         if self._types and (self._types_of_texts or not all(isinstance(item, str) for item in items)):
