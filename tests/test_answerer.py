@@ -1,5 +1,6 @@
 """Answers, against a loop over all spans of transformers' windows with stock models, as its pipeline had them."""
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -97,7 +98,8 @@ def test_answers_are_a_loops(folders: dict[str, str], family: str, options: dict
     pairs = [*((q, p) for q, p in PAIRS if p), ("birds", LONG), ("the zebra?", "cats, zebra's dogs; birds")]
     for actual, pair in zip(answerer.answer_many(pairs, top_k=3), pairs, strict=True):
         assert_like(actual, reference(*pair, **options), pair[1])
-        assert answerer.answer(*pair) == actual[0]
+        alone = answerer.answer(*pair)  # products of PyTorch's, as ALBERT's embedding has, round by what is in a batch
+        assert alone == replace(actual[0], score=pytest.approx(actual[0].score, rel=1e-5))
         if answerer.handle_impossible_answer:
             (null,) = (a for a in answerer.answer_many([pair], top_k=999)[0] if not a.text)
             assert null.score == pytest.approx(reference(*pair, **options)[0, 0], rel=1e-4)
