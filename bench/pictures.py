@@ -143,7 +143,7 @@ def ceiling(run: Run) -> Figure | None:
     notes = [f"* {Roof.EXCEEDED}"] if any(map(roof.exceeded, drawn)) else []
     if run.device == "cpu":
         notes.append(
-            "On a CPU fastbert's operators are made of PyTorch's kernels: most of their gain is padding left out."
+            "On a CPU fastbert's operators but attention are made of PyTorch's kernels: what they gain is padding left out."
         )
     figure, ((left, right),) = _figure(run, 1.55 + 0.38 * len(found), notes=notes, columns=2, sharey=True, sharex=True)
     slower = []
