@@ -142,7 +142,7 @@ def ceiling(run: Run) -> Figure | None:
     drawn = [row for passes in found.values() for row in passes.values()]
     notes = [f"* {Roof.EXCEEDED}"] if any(map(roof.exceeded, drawn)) else []
     if run.device == "cpu":
-        notes.append("On a CPU operators but attention are made of PyTorch's kernels: what they gain is padding left out.")
+        notes.append("On a CPU all but attention is made of PyTorch's kernels: its gain is padding left out.")
     figure, ((left, right),) = _figure(run, 1.55 + 0.38 * len(found), notes=notes, columns=2, sharey=True, sharex=True)
     slower = []
     for y, passes in enumerate(found.values()):
