@@ -258,10 +258,13 @@ class TestCommand:
         stock.bert.save_pretrained(tmp_path / "encoder")
         (tmp_path / "run").mkdir()
         (tmp_path / "run/run.json").write_text("{}")
+        (tmp_path / "stopped/best").mkdir(parents=True)
+        (tmp_path / "stopped/run.json").write_text("{}")
         for arguments, message in (
             ([str(other)], "has another vocabulary than"),
             ([str(tmp_path / "encoder")], "predicts no words: it lacks 6 weights, cls.predictions"),
             ([str(tmp_path / "run")], "has no model yet, and no checkpoint"),
+            ([str(tmp_path / "stopped")], "and no checkpoint: its best so far is "),
             ([str(trained), "--max-length", "65"], "takes at most 64 tokens"),
             ([str(tmp_path / "none")], "no such directory"),
             ([str(trained), "--data", str(tmp_path / "none")], "no such folder"),

@@ -126,18 +126,28 @@ class TestMistakes:
     def test_none_or_all(self, vocabulary_file: Path, tmp_path: Path) -> None:
         """Another share is tried with the same command, and what was not fastbert's stays in the folder."""
         for share, message in (
-            (0.0001, "of 104 documents 0.01% holds out none: 2.9% would most likely do"),
-            (0.9999, "of 104 documents 99.99% holds out all: 97% would most likely do"),
+            (0.0001, "of 104 documents 0.01% holds out none: 4.8% would most likely do"),
+            (0.9999, "of 104 documents 99.99% holds out all: 95% would most likely do"),
         ):
             with pytest.raises(InputError, match=message):
                 make_store([FABLES], tmp_path / "corpus", vocabulary_file, held_out=share)
             assert not (tmp_path / "corpus").exists()
-        make_store([FABLES], tmp_path / "corpus", vocabulary_file, held_out=0.029)
-        assert Store.open(tmp_path / "corpus" / HELD_OUT).documents > 0
+        make_store([FABLES], tmp_path / "corpus", vocabulary_file, held_out=0.048)
+        assert Store.open(tmp_path / "corpus" / HELD_OUT).documents >= 2
+
+    def test_one_is_too_few(self, vocabulary_file: Path, tmp_path: Path) -> None:
+        texts = [f"Fox number {i} ran." for i in range(30)]
+        first = min(texts, key=lambda text: next(k for k in range(10_001) if is_held_out([text], k / 10_000)))
+        some = write(tmp_path / "some.txt", "\n\n".join(texts))
+        share = next(k for k in range(10_001) if is_held_out([first], k / 10_000)) / 10_000
+        with pytest.raises(
+            InputError, match=rf"of 30 documents {100 * share:g}% holds out 1: 17% would most likely do"
+        ):
+            make_store([some], tmp_path / "corpus", vocabulary_file, held_out=share)
 
     def test_of_few_documents(self, vocabulary_file: Path, tmp_path: Path) -> None:
         few = write(tmp_path / "few.txt", "A fox.\n\nA crow.\n")
-        with pytest.raises(InputError, match=r"of 2 documents 0\.5% holds out none: there are too few"):
+        with pytest.raises(InputError, match=r"of 2 documents 0\.5% holds out none: a pair of sentences takes 2"):
             make_store([few], tmp_path / "corpus", vocabulary_file, held_out=0.005)
 
     def test_what_was_there_stays(self, vocabulary_file: Path, tmp_path: Path) -> None:

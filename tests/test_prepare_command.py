@@ -55,7 +55,7 @@ class TestCommand:
         assert said.rstrip().endswith("corpus is finished")
         status, said = run(*arguments)
         assert status == 0
-        assert "1 part, 1 of them were there;" in said
+        assert "1 part, 1 there before;" in said
         status, said = run(*arguments, "--cased")
         assert (status, said.count("\n")) == (1, 1)
         assert "was begun with other settings (tokenizer)" in said

@@ -179,7 +179,7 @@ class TestWords:
         monkeypatch.setattr(PretrainingTrainer, "compute_loss", stop)
         with pytest.raises(SystemExit, match="130"):
             cli.main()
-        kept = ", before the first checkpoint (--save-every)"
+        kept = " before the first checkpoint (--save-every): the same command begins anew"
         if checkpoint:
             kept = f"; {output}/checkpoint-{checkpoint} is whole: the same command goes on from there"
         assert capfd.readouterr().err.splitlines()[-1] == f"fastbert: stopped{kept}"
@@ -324,6 +324,41 @@ class TestContinued:
         assert "--steps 5" not in error, "that was not chosen"
         fixed = json.loads((tmp_path / "run/run.json").read_text())["fixed"]
         assert (fixed["sampling"]["objective"], fixed["phases"], fixed["warmup"]) == ("mlm", [[64, 1.0]], 0)
+        free = json.loads((tmp_path / "run/run.json").read_text())["free"]
+        assert free["save_every"] == 1, "a fifth of the steps: a run that is stopped has lost no more"
+        assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {f"checkpoint-{i}" for i in (3, 4, 5)}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--init-from", "theirs", "--config", "tiny"], "give it or --config, not both"),
+            (["--init-from", "run"], "run is a run's folder: give its model, best, or a checkpoint in there"),
+            (
+                ["--config", "tiny", "--output", "run"],
+                "run is another run: config was none, and is tiny; corpus is another",
+            ),
+        ],
+    )
+    def test_what_cannot_be(
+        self,
+        corpus: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        options: list[str],
+        message: str,
+    ) -> None:
+        _checkpoint("BertForMaskedLM", corpus, tmp_path / "theirs")
+        (tmp_path / "run").mkdir()
+        fixed = {"beta1": 0.9, "beta2": 0.999, "clip": 1.0, "config": None, "corpus": "0" * 64}
+        (tmp_path / "run/run.json").write_text(json.dumps({"fixed": fixed}))
+        monkeypatch.chdir(tmp_path)
+        command = ["pretrain", "--data", str(corpus), "--output", "new", "--steps", "2", "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["fastbert", *command, "--phases", "32:1", *options])
+        with pytest.raises(SystemExit, match="1"):
+            cli.main()
+        assert message in capfd.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "new").exists()
 
 
 def test_checkpoints_of_another_vocabulary_are_refused(corpus: Path, tmp_path: Path) -> None:

@@ -152,12 +152,13 @@ def prepare(
         note(f"left out: {reason}, {count:,} x" + (f": {some}" if places else ""))
     if done.unknown > _MANY_UNKNOWN * done.tokens:
         note(f"warning: {done.unknown:,} of {done.tokens:,} tokens are unknown to the vocabulary")
-    there = f", {done.found:,} of them were there" if done.found else ""
+    there = f", {done.found:,} there before" if done.found else ""
+    rate = f", {done.written_tokens / seconds:,.0f} tokens/s" if done.written else ""
     note(
         f"{counted(done.documents, 'document')}, {counted(done.sentences, 'sentence')},"
         f" {counted(done.tokens, 'token')}, {done.problems.counts.total():,} left out;"
         f" {counted(done.written + done.found, 'part')}{there};"
-        f" {seconds:.1f} s, {done.written_tokens / seconds:,.0f} tokens/s"
+        f" {seconds:.1f} s{rate}"
     )
     if share is not None:
         note(

@@ -46,8 +46,12 @@ def pretrain(
     data: Annotated[Path, typer.Option(help="A token store, of `fastbert prepare`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder. A run in there goes on.")],
     config: Annotated[
-        str, typer.Option(help="tiny, mini, small, medium, base, large, ..., a BertConfig's JSON file, or a folder.")
-    ] = "base",
+        str | None,
+        typer.Option(
+            help="tiny, mini, small, medium, base, large, ..., a BertConfig's JSON file, or a folder.",
+            show_default="base",
+        ),
+    ] = None,
     init_from: Annotated[
         str | None,
         typer.Option(
@@ -96,13 +100,17 @@ def pretrain(
     residual_bf16: Annotated[
         bool, typer.Option("--residual-bf16", help="With bf16: hidden states between layers too.")
     ] = False,
-    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Keep little for the backward, and compute it again.")
+    ] = False,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard the model over processes, with FSDP2.")] = False,
     non_finite_loss: Annotated[
         NonFinite,
         typer.Option(help="Of a step whose loss or gradient is not finite: stop, or continue without that step."),
     ] = NonFinite.stop,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 5_000,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps.", show_default="5,000, or a fifth of fewer than 25,000")
+    ] = None,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 3,
     log_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
     eval_every: Annotated[
@@ -137,6 +145,8 @@ def pretrain(
     from fastbert.training.recipe import Recipe
 
     target = None if device is None else torch_device(device)
+    if config is not None and init_from is not None:
+        raise InputError("--init-from brings its own configuration: give it or --config, not both")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     rates = numbers("--mask-rates", mask_rates)
     if len(rates) != 3 or min(rates) < 0 or not abs(sum(rates) - 1) <= 1e-6:
@@ -166,7 +176,7 @@ def pretrain(
     else:
         options, notes = choose(init_from, Store.open(data, verify=False), sampling, options)
     recipe = Recipe(
-        config=config if init_from is None else None,
+        config=None if init_from is not None else config or "base",
         init_from=init_from,
         steps=options["steps"],
         phases=options["phases"],
@@ -182,7 +192,7 @@ def pretrain(
         gradient_checkpointing=gradient_checkpointing,
         fsdp=fsdp,
         non_finite_loss=non_finite_loss.value,
-        save_every=save_every,
+        save_every=save_every or min(5_000, max(1, options["steps"] // 5)),
         keep=keep,
         log_every=log_every,
         threads=threads,
@@ -199,7 +209,7 @@ def _kept(output: Path) -> str:
 
     last = last_checkpoint(output)
     if last is None:
-        return ", before the first checkpoint (--save-every)"
+        return " before the first checkpoint (--save-every): the same command begins anew"
     return f"; {last} is whole: the same command goes on from there"
 
 

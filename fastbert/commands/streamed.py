@@ -34,7 +34,7 @@ TextsArgument = Annotated[
     ),
 ]
 WindowOption = Annotated[
-    int, typer.Option("--window", min=1, help="Texts read at once; a killed run loses at most these, and --resume.")
+    int, typer.Option("--window", min=1, help="Texts read at once: as many as a killed run loses at most.")
 ]
 
 

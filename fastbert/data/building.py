@@ -31,7 +31,8 @@ from fastbert.terminal import counted
 
 Progress = Callable[[int], None]
 
-_LIKELY = 3.0  # documents that are expected to be held out: then it is one at least in 95 of 100 corpora
+_FEWEST = 2  # documents, held out and not: a pair of sentences may be of two
+_LIKELY = 5.0  # that are expected to be held out: then it is two at least in 96 of 100 corpora
 
 
 @dataclass(frozen=True)
@@ -230,14 +231,14 @@ class Build:
         every = sum(documents)
         if every == 0:
             raise self._never(f"nothing is left of the text: {manifests[0].left_out}")
-        if 0 in documents:
-            assert self.held_out is not None
-            none = documents[0] > 0
-            better = _LIKELY / every if none else 1 - _LIKELY / every
-            wrong = f"of {counted(every, 'document')} {100 * self.held_out:g}% holds out {'none' if none else 'all'}"
-            if every >= 2 * _LIKELY and (self.held_out < better) == none:
+        if self.held_out is not None and min(documents) < _FEWEST:
+            few = documents[1] < _FEWEST
+            better = _LIKELY / every if few else 1 - _LIKELY / every
+            number = "all" if documents[0] == 0 else documents[1] or "none"
+            wrong = f"of {counted(every, 'document')} {100 * self.held_out:g}% holds out {number}"
+            if every >= 2 * _LIKELY and (self.held_out < better) == few:
                 raise self._never(f"{wrong}: {100 * better:.2g}% would most likely do")
-            raise self._never(f"{wrong}: there are too few")
+            raise self._never(f"{wrong}: a pair of sentences takes {_FEWEST}, held out and not")
 
     def _never(self, message: str) -> InputError:
         """Of what no run with these settings can finish: the folder is left to others, but for what was finished."""

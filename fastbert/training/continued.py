@@ -6,7 +6,7 @@ from typing import Any
 from fastbert.data.pretraining import Sampling
 from fastbert.data.store import Store
 from fastbert.inference.loading import load_config
-from fastbert.training.models import has_next_sentence_head
+from fastbert.training.models import check_no_run, has_next_sentence_head
 from fastbert.training.summary import tokens_a_step
 
 STEPS = 10_000
@@ -23,10 +23,11 @@ def choose(
     """The objective, phases, steps, learning_rate and warmup, of which some are None in `given`; and why.
 
     Raises:
-        InputError: if the checkpoint cannot be loaded.
+        InputError: if the checkpoint cannot be loaded, or is a run's folder.
     """
     options = dict(given)
     notes: list[str] = []
+    check_no_run(init_from)
     config = load_config(init_from)
     if options["objective"] is None:
         pairs = has_next_sentence_head(init_from)

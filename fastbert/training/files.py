@@ -1,5 +1,6 @@
 """What is in a run's folder, and whose it is."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ RUN = "run.json"
 BEST = "best"  # the model with the lowest loss on held-out text
 EVALUATION = "evaluation.json"  # in it: which step's, and its figures
 MODEL = "model"
+_DIGEST = re.compile("[0-9a-f]{32,}")
 
 
 def adopt(output: Path, now: dict[str, Any]) -> None:
@@ -36,7 +38,7 @@ def check(output: Path, now: dict[str, Any]) -> None:
             raise InputError(f"{output} has checkpoints, but no {RUN}: they are another program's")
     elif changed := differences(before.get("fixed", {}), now["fixed"]):
         raise InputError(
-            f"{output} is another run: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}."
+            f"{output} is another run: {'; '.join(changed[:3])}{f'; {len(changed) - 3} more' if changed[3:] else ''}."
             " Go on with its options, or choose another folder"
         )
 
@@ -49,5 +51,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} was {a}, and is {b}")
+            known = all(value is None or _DIGEST.fullmatch(str(value)) is None for value in (a, b))
+            words = ["none" if value is None else value for value in (a, b)]
+            found.append(f"{prefix}{key} " + ("was {}, and is {}".format(*words) if known else "is another one"))
     return found

@@ -56,6 +56,7 @@ def to_pretrain(recipe: Recipe, store: Store) -> tuple[Any, list[str]]:
 
 
 def _begun(kind: Any, name: str, store: Store, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    check_no_run(name)
     found = load_checkpoint_config(name)
     if found.model_type != "bert":
         raise InputError(f"{name} is of type {found.model_type!r}, and only bert can be pretrained")
@@ -68,6 +69,12 @@ def _begun(kind: Any, name: str, store: Store, options: Mapping[str, Any]) -> tu
     if broken := [key for key, p in model.named_parameters() if not p.isfinite().all()]:
         raise InputError(f"{name} has weights that are not finite: {broken[0]}")
     return model, sorted({what for what in new.values() if what is not None})
+
+
+def check_no_run(name: str) -> None:
+    """Raises: InputError, if a run's folder is given where a checkpoint is wanted."""
+    if (Path(name) / files.RUN).is_file():
+        raise InputError(f"{name} is a run's folder: give its {files.MODEL}, {files.BEST}, or a checkpoint in there")
 
 
 def has_next_sentence_head(name: str) -> bool:
@@ -86,7 +93,8 @@ def of_run(name: str) -> tuple[str, list[int]]:
     if run == path:
         found = path / files.MODEL if (path / files.MODEL).is_dir() else checkpoints.last_checkpoint(path)
         if found is None:
-            raise InputError(f"{name} has no model yet, and no checkpoint")
+            best = f": its best so far is {path / files.BEST}" if (path / files.BEST).is_dir() else ""
+            raise InputError(f"{name} has no model yet, and no checkpoint{best}")
         name = str(found)
     return name, [length for length, _ in about.get("fixed", {}).get("phases", [])]
 
@@ -111,7 +119,7 @@ def to_evaluate(name: str, store: Store) -> tuple[Any, str]:
                 model, missing = load_weights(AutoModelForMaskedLM, name)
     if missing:
         lacks = f"{counted(len(missing), 'weight')}, {missing[0]} among them"
-        raise InputError(f"{name} predicts no words: it lacks {lacks}")
+        raise InputError(f"{name} predicts no words: it lacks {lacks}, which pretrain --init-from {name} would train")
     return fastbert.patch(model.eval()), objective
 
 
@@ -120,7 +128,8 @@ def _check_vocabulary(name: str, vocab_size: int, store: Store) -> None:
     ours = AutoTokenizer.from_pretrained(store.path).get_vocab()
     if vocab_size < store.vocab_size:
         raise InputError(
-            f"{name} has a vocabulary of {vocab_size:,} tokens, but {store.path} one of {store.vocab_size:,}"
+            f"{name} has a vocabulary of {vocab_size:,} tokens, but {store.path} one of {store.vocab_size:,}."
+            f" Prepare the text with --vocab {name}"
         )
     try:
         theirs = load_tokenizer(name).get_vocab()

@@ -56,7 +56,7 @@ class _Panel:
 _PANELS = (
     _Panel("masked-LM loss, nats", "mlm_loss", "eval_mlm_loss", "unigram\nentropy"),
     _Panel("masked-LM accuracy", "mlm_accuracy", "eval_mlm_accuracy", form=percent),
-    _Panel("next-sentence loss, nats", "nsp_loss", landmark="a coin"),
+    _Panel("next-sentence loss, nats", "nsp_loss", "eval_nsp_loss", "a coin"),
     _Panel("next-sentence accuracy", "nsp_accuracy", "eval_nsp_accuracy", "chance", percent),
     _Panel("learning rate", "learning_rate", form=small, from_zero=True, smooth=False),
     _Panel("gradient norm", "grad_norm", from_zero=True),
@@ -255,7 +255,7 @@ def dress(axis: Any, last: int) -> None:
     axis.spines[["left", "bottom"]].set_visible(False)
     axis.xaxis.set_major_formatter(count)
     axis.margins(y=0.08)
-    axis.set_xlim(0, 1.01 * last)
+    axis.set_xlim(0, 1.01 * max(last, 1))
     axis.locator_params(axis="x", nbins=6)
 
 

@@ -143,8 +143,8 @@ def _evaluation(recipe: Recipe, data: Path, rank: int, world_size: int) -> tuple
         return None, "not looked at, --eval-every is 0"
     if not has_held_out(data):
         if recipe.eval_every is not None:
-            raise InputError(f"{data} has no held-out part to evaluate on: fastbert prepare --held-out 0.5% makes one")
-        return None, "nothing, fastbert prepare --held-out 0.5% would set some aside"
+            raise InputError(f"{data} has no held-out part to evaluate on: fastbert prepare --held-out makes one")
+        return None, "nothing, fastbert prepare --held-out would set some aside"
     store = Store.open(data / HELD_OUT, verify=rank == 0)
     length = evaluated_length([length for length, _ in recipe.phases])
     evaluation = Evaluation(store, recipe.sampling.objective, length, recipe.eval_sequences, rank, world_size)
