@@ -232,7 +232,7 @@ def _finish(axis: Any, panel: _Panel, runs: Sequence[_Run]) -> None:
     dress(axis, last)
     if panel.form is not None:
         axis.yaxis.set_major_formatter(panel.form)
-    if panel.from_zero:
+    if panel.from_zero or (panel.form is percent and axis.get_ylim()[0] < 0):  # no share is below 0
         axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])
     level = _level(panel.landmark, runs)
     if level is not None:
