@@ -154,7 +154,7 @@ def test_two_runs_are_bitwise_equal(device: str) -> None:
 @given(
     M=st.integers(0, 40),
     K=st.integers(1, 40),
-    N=st.integers(1, 530),
+    N=st.integers(8, 530),  # of one or two sums of many rows, plain PyTorch may have each right by chance
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     approximate=st.sampled_from(["none", "tanh"]),
 )
@@ -165,6 +165,16 @@ def test_any_size(M: int, K: int, N: int, dtype: torch.dtype, approximate: str) 
     assert_operator_accurate(feed_forward_fwd, reference.feed_forward, forward)
     backward = [*_backward_inputs(M, N, dtype), approximate, True]
     assert_operator_accurate(gelu_bwd, reference.gelu_backward, backward, factor=4.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_one_row_of_one_feature(dtype: torch.dtype) -> None:
+    for operator, specification, inputs in (
+        (feed_forward_fwd, reference.feed_forward, _inputs(1, 1, 1, dtype)),
+        (gelu_bwd, reference.gelu_backward, _backward_inputs(1, 1, dtype)),
+    ):
+        for actual, expected in zip(operator(*inputs, "none", True), specification(*inputs, "none", True), strict=True):
+            torch.testing.assert_close(actual, expected)
 
 
 @given(st.lists(st.floats(-30, 30, width=16), min_size=1, max_size=40))
